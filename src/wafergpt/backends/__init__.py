@@ -1,0 +1,1 @@
+"""One face for every place a forward pass can run."""

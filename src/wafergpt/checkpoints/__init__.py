@@ -1,0 +1,1 @@
+"""Files <-> configuration and NumPy arrays: atomic, verified, no torch."""

@@ -1,0 +1,1 @@
+"""What a Cerebras-GPT is: its configuration, family, parametrisation and forward pass."""

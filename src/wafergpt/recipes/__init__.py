@@ -1,0 +1,1 @@
+"""How big, how long, how fast: pure functions of the published recipe, no torch."""

@@ -1,0 +1,1 @@
+"""Python functions that return complete configurations of runs, no torch."""
