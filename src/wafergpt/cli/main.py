@@ -1,0 +1,128 @@
+"""The front door: `wafergpt VERB`. Opens without loading anything heavy; each verb loads on use.
+
+A verb is a module `cli/<verb>.py` with a function of the same name (or, for a verb with sub-verbs, the
+functions named in `VERBS`) whose typer annotations are its options. It imports what it needs inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from wafergpt.cli.failure import describe_failure
+from wafergpt.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """One line of `wafergpt --help`; `subverbs` maps what is typed to the function's name."""
+
+    help: str
+    subverbs: Mapping[str, str] = field(default_factory=dict)
+
+
+VERBS: dict[str, Verb] = {
+    "quickstart": Verb(help="Pre-train a small Cerebras-GPT on real English in about eight minutes."),
+    "recipe": Verb(help="Print a published recipe, or derive one from parameters, FLOPs or hours."),
+    "prepare": Verb(help="Turn text files into verified, memory-mapped token shards."),
+    "assets": Verb(
+        help="List, fetch or clear the real corpora and tokenizers known by name.",
+        subverbs={"list": "list_assets", "fetch": "fetch_asset", "clear": "clear_assets"},
+    ),
+    "train": Verb(help="Pre-train a model into a run directory, or resume the run found there."),
+    "generate": Verb(help="Continue a prompt with a trained model, streaming the text."),
+    "eval": Verb(help="Measure nats per token, perplexity and bits per byte on a text."),
+    "doctor": Verb(help="Say what this machine and installation have, and what is missing."),
+}
+
+USAGE = """\
+Usage: wafergpt VERB [OPTIONS]
+
+The open, end-to-end Cerebras-GPT stack.
+
+Verbs:
+{verbs}
+
+Options:
+  --version  Print the version.
+  --debug    Show the traceback of an error (with any verb; or set WAFERGPT_DEBUG=1).
+  --help     Show this page; `wafergpt VERB --help` shows a verb's options.
+"""
+
+
+def usage() -> str:
+    """The text of `wafergpt --help`."""
+    width = max(map(len, VERBS))
+    return USAGE.format(verbs="\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()))
+
+
+def split_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """Take `--debug` out of the arguments (wherever it stands before a `--`), or read WAFERGPT_DEBUG."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    kept = [word for word in arguments[:end] if word != "--debug"]
+    debug = len(kept) < end or os.environ.get("WAFERGPT_DEBUG", "0") not in ("", "0")
+    return [*kept, *arguments[end:]], debug
+
+
+def load_verb(name: str) -> Any:
+    """Import `cli/<name>.py` and return its command, ready for `.main(args, ...)`."""
+    import typer
+
+    module = importlib.import_module(f"wafergpt.cli.{name}")
+    app = typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=VERBS[name].help
+    )
+    functions: Mapping[str, str] = VERBS[name].subverbs or {name: name}
+    for typed, function_name in functions.items():
+        function: Callable[..., object] = getattr(module, function_name)
+        app.command(typed)(function)
+    return typer.main.get_command(app)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line (without the program's name); return its exit code. Errors propagate."""
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(usage(), end="")
+        return 0 if arguments else ConfigError.exit_code
+    name, *rest = arguments
+    if name in ("--version", "-V"):
+        from importlib.metadata import version
+
+        print(f"wafergpt {version('wafergpt')}")
+        return 0
+    if name.startswith("-"):
+        raise ConfigError(f"unknown option '{name}'; see wafergpt --help")
+    if name not in VERBS:
+        raise ConfigError(
+            f"unknown verb '{name}'{did_you_mean(name, list(VERBS))} (wafergpt --help lists them)"
+        )
+    command = load_verb(name)
+    result = command.main(args=rest, prog_name=f"wafergpt {name}", standalone_mode=False)
+    return result if isinstance(result, int) else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `wafergpt` script: run, report an error as one line, exit with its code."""
+    words, debug = split_debug(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = run(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader (head, less) has gone: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        failure = describe_failure(error)
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        print(f"error: {failure.message}", file=sys.stderr)
+        code = failure.exit_code
+    sys.exit(code)
