@@ -1,0 +1,286 @@
+"""bfloat16 training operations on the CPU: torch's GEMMs between our compiled kernels.
+
+Each class is an autograd Function equal to its namesake in `ops.reference`; `ops.dispatch` decides
+when to use it. Saved tensors stay in bfloat16; statistics, biases and losses are float32.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wafergpt.kernels import build
+
+# Rows of the head that are in memory at once: at V = 50257 the bfloat16 logits then take 206 MB.
+HEAD_CHUNK_ROWS = 2048
+
+
+def _pointer(x: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
+
+
+def _kernels() -> ctypes.CDLL:
+    library = build.library()
+    assert library is not None, "ops.dispatch checks that the kernels are there"
+    return library
+
+
+class LayerNorm(torch.autograd.Function):
+    """float32 rows in, bfloat16 rows out; x [N, D] contiguous, weight and bias [D] float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        n, d = x.shape
+        y = torch.empty(n, d, dtype=torch.bfloat16)
+        mean, rstd = torch.empty(n), torch.empty(n)
+        _kernels().wg_layer_norm_bf16(
+            _pointer(x), _pointer(weight), _pointer(bias), _pointer(y), _pointer(mean), _pointer(rstd),
+            ctypes.c_int64(n), ctypes.c_int64(d), ctypes.c_float(eps),
+        )  # fmt: skip
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        n, d = x.shape
+        dy = dy.contiguous()
+        dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+        _kernels().wg_layer_norm_backward_bf16(
+            _pointer(dy), _pointer(x), _pointer(weight), _pointer(mean), _pointer(rstd),
+            _pointer(dx), _pointer(dweight), _pointer(dbias), ctypes.c_int64(n), ctypes.c_int64(d),
+        )  # fmt: skip
+        return dx, dweight, dbias, None
+
+
+class Linear(torch.autograd.Function):
+    """x [N, I] bfloat16 @ weight [O, I]^T bfloat16 + bias [O] float32 -> [N, O] bfloat16.
+
+    With `int8`, the forward and the input-gradient products run in int8 (one scale a row of each side);
+    the weight gradient stays bfloat16 (Wortsman et al. 2023, arXiv 2304.13013, "SwitchBack").
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, int8: bool) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.int8 = int8
+        if int8:
+            return int8_product(x, Int8Weight.pack(weight), bias)
+        return torch.addmm(bias.bfloat16(), x, weight.T)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        dy = dy.contiguous()
+        dbias = torch.empty(dy.shape[1])
+        _kernels().wg_column_sum_bf16(
+            _pointer(dy), _pointer(dbias), ctypes.c_int64(dy.shape[0]), ctypes.c_int64(dy.shape[1])
+        )
+        dx = int8_product(dy, Int8Weight.pack_transposed(weight)) if ctx.int8 else dy @ weight
+        return dx, dy.T @ x, dbias, None
+
+
+class Embedding(torch.autograd.Function):
+    """Rows of weight [V, D] at ids [N] as float32; the gradient sums repeated ids in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.like = weight
+        return weight.index_select(0, ids).float()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[None, Tensor]:
+        (ids,) = ctx.saved_tensors
+        distinct, inverse = ids.unique(return_inverse=True)
+        sums = torch.zeros(distinct.shape[0], dy.shape[1]).index_add_(0, inverse, dy)
+        return None, torch.zeros_like(ctx.like).index_copy_(0, distinct, sums.to(ctx.like.dtype))
+
+
+class CausalAttention(torch.autograd.Function):
+    """qkv [B, T, 3D] bfloat16 -> [B, T, D]; saves the output and the log-sum-exp, not the probabilities."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, n_heads: int, scale: float) -> Tensor:
+        n_rows, n_positions, width = qkv.shape
+        qkv = qkv.contiguous()
+        out = torch.empty(n_rows, n_positions, width // 3, dtype=torch.bfloat16)
+        lse = torch.empty(n_rows, n_heads, n_positions)
+        ctx.sizes = tuple(ctypes.c_int64(i) for i in (n_rows, n_positions, n_heads, width // 3 // n_heads))
+        ctx.scale = ctypes.c_float(scale)
+        _kernels().wg_attention(_pointer(qkv), _pointer(out), _pointer(lse), *ctx.sizes, ctx.scale)
+        ctx.save_for_backward(qkv, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None]:
+        qkv, out, lse = ctx.saved_tensors
+        dout = dout.contiguous()
+        dqkv = torch.empty_like(qkv)
+        _kernels().wg_attention_backward(
+            _pointer(qkv), _pointer(out), _pointer(dout), _pointer(lse), _pointer(dqkv), *ctx.sizes, ctx.scale
+        )
+        return dqkv, None, None
+
+
+class Gelu(torch.autograd.Function):
+    """Elementwise, bfloat16 in and out, any contiguous shape."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tanh: bool) -> Tensor:
+        y = torch.empty_like(x)
+        _kernels().wg_gelu_bf16(_pointer(x), _pointer(y), ctypes.c_int64(x.numel()), ctypes.c_int(tanh))
+        ctx.save_for_backward(x)
+        ctx.tanh = tanh
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        dy = dy.contiguous()
+        dx = torch.empty_like(x)
+        _kernels().wg_gelu_backward_bf16(
+            _pointer(dy), _pointer(x), _pointer(dx), ctypes.c_int64(x.numel()), ctypes.c_int(ctx.tanh)
+        )
+        return dx, None
+
+
+@dataclass(frozen=True)
+class Int8Weight:
+    """A weight as the int8 product wants it: panels of bytes, one scale a column of the product."""
+
+    panels: Tensor  # uint8, see kernels/cpu/int8_gemm.cpp
+    scales: Tensor  # [n_out] float32
+    depth: int  # padded to a multiple of 4
+
+    @classmethod
+    def pack(cls, weight: Tensor) -> Int8Weight:
+        """For x @ weight^T: weight [O, I] bfloat16, one scale an output."""
+        return cls._pack(weight, weight.shape[0], weight.shape[1], _kernels().wg_int8_pack)
+
+    @classmethod
+    def pack_transposed(cls, weight: Tensor) -> Int8Weight:
+        """For dy @ weight: one scale an input."""
+        return cls._pack(weight, weight.shape[1], weight.shape[0], _kernels().wg_int8_pack_transposed)
+
+    @classmethod
+    def _pack(cls, weight: Tensor, n_out: int, depth: int, kernel: Any) -> Int8Weight:
+        padded = -(-depth // 4) * 4
+        panels = torch.empty(-(-n_out // 64) * 64 * padded, dtype=torch.uint8)
+        scales = torch.empty(n_out)
+        n, k = weight.shape
+        kernel(
+            _pointer(weight), _pointer(panels), _pointer(scales),
+            ctypes.c_int64(n), ctypes.c_int64(k), ctypes.c_int64(padded),
+        )  # fmt: skip
+        return cls(panels, scales, padded)
+
+
+def int8_product(x: Tensor, weight: Int8Weight, bias: Tensor | None = None, seed: int = 0) -> Tensor:
+    """x [M, K] bfloat16 times a packed weight (+ bias float32) -> [M, n_out] bfloat16.
+
+    Rows of x are quantised here, to nearest, or stochastically with a non-zero `seed`.
+    """
+    m, n_out = x.shape[0], weight.scales.shape[0]
+    quantised = torch.empty(m, weight.depth, dtype=torch.int8)
+    scales, sums = torch.empty(m), torch.empty(m, dtype=torch.int32)
+    out = torch.empty(m, n_out, dtype=torch.bfloat16)
+    rows, depth = ctypes.c_int64(m), ctypes.c_int64(weight.depth)
+    _kernels().wg_int8_quantize_rows(
+        _pointer(x), _pointer(quantised), _pointer(scales), _pointer(sums),
+        rows, ctypes.c_int64(x.shape[1]), depth, ctypes.c_uint32(seed),
+    )  # fmt: skip
+    _kernels().wg_int8_gemm(
+        _pointer(quantised), _pointer(scales), _pointer(sums), _pointer(weight.panels), _pointer(weight.scales),
+        _pointer(bias), _pointer(out), rows, ctypes.c_int64(n_out), depth,
+    )  # fmt: skip
+    return out
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Head and loss by chunks of rows; gradients are made in the forward pass, so no logits are kept.
+
+    hidden [N, D], weight [V, D] bfloat16, labels [N] int64 -> sum of losses, float32 scalar.
+    With `int8` the logits and the hidden gradient are int8 products; the probabilities are rounded
+    stochastically, so that small ones count on average, and the label's own term is added exactly.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, scale: float, ignore: int, int8: bool
+    ) -> Tensor:
+        n, vocab_size = hidden.shape[0], weight.shape[0]
+        labels = torch.where(labels == ignore, -1, labels)
+        losses = torch.empty(n)
+        dhidden = torch.empty_like(hidden)
+        dweight: Tensor | None = None
+        packed = (Int8Weight.pack(weight), Int8Weight.pack_transposed(weight)) if int8 else None
+        for start in range(0, n, HEAD_CHUNK_ROWS):
+            rows = slice(start, min(start + HEAD_CHUNK_ROWS, n))
+            logits = int8_product(hidden[rows], packed[0]) if packed else hidden[rows] @ weight.T  # [chunk, V]
+            _kernels().wg_cross_entropy_bf16(
+                _pointer(logits), _pointer(labels[rows]), _pointer(losses[rows]),
+                ctypes.c_int64(logits.shape[0]), ctypes.c_int64(vocab_size), ctypes.c_float(scale),
+            )  # fmt: skip
+            if not ctx.needs_input_grad[0]:
+                continue
+            part = logits.T @ hidden[rows]  # [V, D]
+            if packed:
+                dhidden[rows] = _int8_hidden_gradient(logits, weight, labels[rows], scale, packed[1], start)
+            else:
+                torch.mm(logits, weight, out=dhidden[rows])
+            if n <= HEAD_CHUNK_ROWS:
+                dweight = part
+                break
+            if dweight is None:
+                dweight = torch.zeros(weight.shape)
+            _kernels().wg_accumulate_bf16(_pointer(dweight), _pointer(part), ctypes.c_int64(part.numel()))
+        ctx.save_for_backward(dhidden, dweight)
+        return losses.sum(dtype=torch.float64).float()
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        dhidden, dweight = ctx.saved_tensors
+        return dhidden.mul_(dloss), dweight.mul_(dloss).bfloat16(), None, None, None, None
+
+
+def _int8_hidden_gradient(
+    dlogits: Tensor, weight: Tensor, labels: Tensor, scale: float, packed: Int8Weight, seed: int
+) -> Tensor:
+    """dlogits @ weight with the label's term, -scale, taken out of the int8 product; overwrites dlogits."""
+    counted = (labels >= 0)[:, None]
+    at = labels.clamp(min=0)[:, None]
+    dlogits.scatter_add_(1, at, counted.to(dlogits.dtype) * scale)
+    # 256 rows at a time bound the int8 copy: 13 MB at V = 50257.
+    product = torch.cat(
+        [int8_product(block, packed, seed=seed + i + 1) for i, block in enumerate(dlogits.split(256))]
+    )
+    return product - weight.index_select(0, at[:, 0]) * (counted * scale)
+
+
+def adamw_step(
+    master: Tensor, weight: Tensor | None, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor,
+    *, step: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, grad_scale: float,
+) -> None:  # fmt: skip
+    """`reference.adamw_step` on contiguous float32 tensors; `weight` is the bfloat16 copy or None."""
+    beta1, beta2 = betas
+    _kernels().wg_adamw(
+        _pointer(master), _pointer(weight), _pointer(grad), ctypes.c_int(grad.dtype == torch.bfloat16),
+        _pointer(exp_avg), _pointer(exp_avg_sq), ctypes.c_int64(master.numel()),
+        ctypes.c_float(1 - lr * weight_decay), ctypes.c_float(lr / (1 - beta1**step)),
+        ctypes.c_float(beta1), ctypes.c_float(beta2), ctypes.c_float((1 - beta2**step) ** -0.5),
+        ctypes.c_float(eps), ctypes.c_float(grad_scale),
+    )  # fmt: skip
+
+
+def sum_of_squares(x: Tensor) -> float:
+    """Sum of x^2 of a contiguous float32 or bfloat16 tensor; float32 within blocks, float64 across."""
+    return float(
+        _kernels().wg_sum_of_squares(
+            _pointer(x), ctypes.c_int(x.dtype == torch.bfloat16), ctypes.c_int64(x.numel())
+        )
+    )
