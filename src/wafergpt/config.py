@@ -63,7 +63,7 @@ def from_dict(cls: type[C], data: Any, where: str = "") -> C:
     """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where or cls.__name__}: expected a mapping, got {type(data).__name__}")
-    hints = _field_types(cls)
+    hints = _field_types(typing.cast(type, cls))
     known = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for key, value in data.items():
