@@ -1,0 +1,76 @@
+"""The package from Python: load a trained model, generate text, train. Picks the backend, wires the parts.
+
+What needs torch is imported inside the functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wafergpt.backends.backend import Backend
+from wafergpt.checkpoints.checkpoint import Skipped
+from wafergpt.checkpoints.native import load_checkpoint
+from wafergpt.config import from_dict
+from wafergpt.errors import CheckpointError
+from wafergpt.inference import generate as generation
+from wafergpt.inference.generate import Generation, Piece
+from wafergpt.inference.sampling import SamplingConfig
+from wafergpt.model.config import GPTConfig
+from wafergpt.tokenizer.bpe import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A trained model ready to use, with its tokenizer and where it came from."""
+
+    config: GPTConfig
+    tokenizer: Tokenizer
+    backend: Backend
+    checkpoint_path: Path
+    step: int
+    skipped: tuple[Skipped, ...]  # newer checkpoints that did not verify, and why
+
+    def generate(self, prompt: str, **sampling: Any) -> Generation:
+        """Continue `prompt`; `sampling` are the fields of `SamplingConfig`. Raises ConfigError."""
+        config = from_dict(SamplingConfig, sampling)
+        return generation.generate(self.backend, self.tokenizer, prompt, config)
+
+    def stream(self, prompt: str, **sampling: Any) -> Iterator[Piece]:
+        """As `generate`, piece by piece while the model writes. Raises ConfigError."""
+        config = from_dict(SamplingConfig, sampling)
+        return generation.stream(self.backend, self.tokenizer, prompt, config)
+
+
+def load(directory: Path | str) -> LoadedModel:
+    """Load a run folder (its newest checkpoint that verifies) or one checkpoint folder, float32, on the CPU.
+
+    Raises CheckpointError, StorageError, DataError.
+    """
+    from wafergpt.backends.torch_eager import TorchEager
+    from wafergpt.model.gpt import GPT
+
+    checkpoint = load_checkpoint(Path(directory), groups=["model"])
+    if "tokenizer.json" not in checkpoint.blobs:
+        raise CheckpointError(f"checkpoint '{checkpoint.path}' holds no tokenizer")
+    model = GPT.from_checkpoint(checkpoint)
+    return LoadedModel(
+        config=model.config,
+        tokenizer=Tokenizer.from_bytes(checkpoint.blobs["tokenizer.json"]),
+        backend=TorchEager(model),
+        checkpoint_path=checkpoint.path,
+        step=checkpoint.step,
+        skipped=checkpoint.skipped,
+    )
+
+
+def generate(model: LoadedModel | Path | str, prompt: str, **sampling: Any) -> Generation:
+    """Continue `prompt` with a loaded model or the one in a folder.
+
+    `sampling`: temperature, top_k, top_p, seed, stop, max_new_tokens (see `SamplingConfig`). Raises
+    ConfigError for an unknown option or a prompt that leaves no room in the context window.
+    """
+    loaded = model if isinstance(model, LoadedModel) else load(model)
+    return loaded.generate(prompt, **sampling)

@@ -1,0 +1,59 @@
+"""The one face of every place a forward pass can run (no torch).
+
+Token ids go in as Python ints, logits come out as float32 NumPy rows; tensors never cross. Whoever
+generates or evaluates text knows this Protocol and nothing of torch, caches or devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+LogitRow = NDArray[np.float32]  # [V]
+LogitRows = NDArray[np.float32]  # [B, V]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefill:
+    """A sequence that the backend now holds, and the logits after its last token."""
+
+    handle: int
+    logits: LogitRow  # [V]
+
+
+class Backend(Protocol):
+    """Runs one model. All methods raise ConfigError for ids outside the vocabulary or a full window."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits in a row."""
+        ...
+
+    @property
+    def max_seq_len(self) -> int:
+        """Context window in tokens: the most that `prefill` and `decode` together may be given."""
+        ...
+
+    def prefill(self, token_ids: Sequence[int]) -> Prefill:
+        """Start a sequence with its first (at least one) tokens. The caller must `release` the handle."""
+        ...
+
+    def decode(self, handles: Sequence[int], token_ids: Sequence[int]) -> LogitRows:
+        """Append one token to each sequence; the logits after it, [B, V] in the order of `handles`."""
+        ...
+
+    def score(self, windows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """Log-probabilities (nats, <= 0) of what each window says next, given what it said before.
+
+        Windows hold 2 to max_seq_len + 1 tokens and may differ in length. Entry i of a result is
+        log p(window[i + 1] | window[0..i]); its length is the window's minus one.
+        """
+        ...
+
+    def release(self, handle: int) -> None:
+        """Forget a sequence and free its memory. Releasing an unknown handle is a ConfigError."""
+        ...
