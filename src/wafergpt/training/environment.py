@@ -20,7 +20,7 @@ def fingerprint(world: World) -> Fingerprint:
     """Versions, threads, CPU features and kernels of this process; plain data."""
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -107,7 +107,11 @@ class Records:
         self.elapsed_s: float = max((line.get("elapsed_s", 0.0) for line in done), default=0.0)
         self.final: dict[str, Any] | None = next((line for line in done if line.get("final")), None)
         self.metrics = self._stack.enter_context(StepLog(folder.metrics_path, step))
-        self.samples = self._stack.enter_context(StepLog(folder.samples_path, step))
+        self.samples = (
+            self._stack.enter_context(StepLog(folder.samples_path, step))
+            if folder.config.sample_every or folder.samples_path.exists()
+            else None
+        )
         self.events = self._stack.enter_context(folder.open_events())
         self.tensorboard = (
             self._stack.enter_context(TensorBoard(folder.path / "tensorboard", first_step=step + 1))
@@ -120,6 +124,12 @@ class Records:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def sync(self) -> None:
+        """Make every line durable."""
+        self.metrics.sync()
+        if self.samples is not None:
+            self.samples.sync()
 
     def line(self, line: dict[str, Any]) -> None:
         """Append a metrics line."""
@@ -269,7 +279,7 @@ class _Run:
         )
 
     def _sample(self, sampler: Sampler | None) -> None:
-        if sampler is None or self.records is None:
+        if sampler is None or self.records is None or self.records.samples is None:
             return
         with torch.no_grad():
             texts = sampler(self.trainer.model, self.trainer.state.step)
@@ -281,8 +291,7 @@ class _Run:
         if self.records is None or step == self._saved_step:
             return
         # Lines first: a log that knows more than the checkpoint is cut, one that knows less has a hole.
-        self.records.metrics.sync()
-        self.records.samples.sync()
+        self.records.sync()
         self.saved, self._saved_step = self.folder.save(self.trainer.state, self.provenance), step
 
     def _plot(self) -> None:

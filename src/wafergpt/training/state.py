@@ -145,6 +145,7 @@ def differences(a: TrainState, b: TrainState) -> list[str]:
             if getattr(a, name) != getattr(b, name):
                 found.append(name)
             continue
+        assert name in TENSOR_FIELDS, f"TrainState.{name} has no place in a checkpoint"
         left: dict[str, Tensor] = getattr(a, name)
         right: dict[str, Tensor] = getattr(b, name)
         for key in sorted(set(left) | set(right)):

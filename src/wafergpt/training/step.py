@@ -138,7 +138,7 @@ class Trainer:
             inputs, labels = self.batches.batch(first + i * size, size)
             loss = self._loss(*(torch.from_numpy(ids).to(self.world.device) for ids in (inputs, labels)))
             loss.backward()
-            total += float(loss)
+            total += float(loss.detach())
             if self.n_micro_batches > 1:
                 self._add_gradients(is_first=i == 0)
         return self.world.mean(total / self.n_micro_batches)
