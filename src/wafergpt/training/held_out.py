@@ -20,7 +20,7 @@ class HeldOutLoss:
     """Mean over `n_tokens` predicted tokens."""
 
     nats_per_token: float
-    bits_per_byte: float  # nats per token x tokens per byte of the held-out text / ln 2
+    bits_per_byte: float  # nats per token x predictions per byte of the whole held-out text / ln 2
     n_tokens: int
 
 
@@ -66,7 +66,7 @@ class HeldOut:
             nats += float(model.loss(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())) * n
             n_tokens += n
         nats, count = world.total([nats, float(n_tokens)])
-        tokens_per_byte = self.shards.n_tokens / max(1, self.shards.n_text_bytes)
+        tokens_per_byte = (self.shards.n_tokens - 1) / max(1, self.shards.n_text_bytes)
         return HeldOutLoss(
             nats_per_token=nats / count,
             bits_per_byte=nats / count * tokens_per_byte / math.log(2),
