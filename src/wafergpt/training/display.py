@@ -11,7 +11,7 @@ from rich.text import Text
 from wafergpt.model.config import FlopsConvention
 from wafergpt.training.config import TrainConfig
 from wafergpt.training.held_out import HeldOutLoss
-from wafergpt.training.step import StepReport
+from wafergpt.training.report import StepReport
 from wafergpt.units import format_count, format_duration
 
 

@@ -21,9 +21,11 @@ from wafergpt.training.display import Display
 from wafergpt.training.environment import fingerprint
 from wafergpt.training.held_out import HeldOut, HeldOutLoss, open_held_out
 from wafergpt.training.metrics import StepLog, Throughput
+from wafergpt.training.peak import measure_matmul_peak
+from wafergpt.training.report import StepReport
 from wafergpt.training.run_folder import Provenance, RunFolder
 from wafergpt.training.signals import Interrupted, StopSignals
-from wafergpt.training.step import StepReport, Trainer
+from wafergpt.training.step import Trainer
 from wafergpt.training.tensorboard import TensorBoard
 from wafergpt.units import format_count, format_flops
 
@@ -190,7 +192,7 @@ class _Run:
         if self.held_out is None:
             self._tell("notice", "the data has no held-out part, so nothing is evaluated")
         if options.measure_peak:
-            peak = metrics.measure_matmul_peak(self.config.precision, self.trainer.world.device)
+            peak = measure_matmul_peak(self.config.precision, self.trainer.world.device)
             self.display.peak_flops = self.trainer.world.total([peak])[0]
             self.display.notice(f"matmul peak of this machine: {format_flops(self.display.peak_flops, True)}")
 

@@ -23,8 +23,9 @@ from wafergpt.model.gpt import GPT
 from wafergpt.training import state as training_state
 from wafergpt.training.config import TrainConfig
 from wafergpt.training.distributed import World
+from wafergpt.training.report import StepReport
 from wafergpt.training.state import TrainState
-from wafergpt.training.step import BatchSource, Ids, StepReport, Trainer
+from wafergpt.training.step import BatchSource, Ids, Trainer
 
 STATE_DOCUMENT = "state.json"
 

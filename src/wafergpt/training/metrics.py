@@ -1,4 +1,4 @@
-"""Numbers of a run: the JSONL log (exact after resume), throughput, and the machine's matmul peak."""
+"""Numbers of a run: the JSONL log, exact after resume, and throughput (no torch)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import collections
 import json
 import math
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-import torch
-
 from wafergpt.errors import DataError, StorageError
-from wafergpt.training.config import Precision
-from wafergpt.training.step import StepReport
+from wafergpt.training.report import StepReport
 
 # Fields of a line that depend on the clock; every other field is the same whenever a run is repeated.
 CLOCK_FIELDS = ("elapsed_s", "tokens_per_s")
@@ -123,27 +119,3 @@ class Throughput:
         """0 before the first step."""
         elapsed_s = sum(step[1] for step in self._steps)
         return sum(step[0] for step in self._steps) / elapsed_s if elapsed_s > 0 else 0.0
-
-
-# [M, K] x [K, N] of a 111M model's projections at 2,048 tokens, the size at which a CPU's GEMM peaks.
-_PEAK_SHAPES = ((2048, 768, 2304), (2048, 3072, 768))
-
-
-def measure_matmul_peak(precision: Precision, device: torch.device, duration_s: float = 0.5) -> float:
-    """FLOP/s of the fastest matrix product seen in about `duration_s`, in the run's compute type."""
-    dtype = torch.bfloat16 if precision is Precision.BF16 else torch.float32
-    best = 0.0
-    for m, k, n in _PEAK_SHAPES:
-        a, b = (torch.ones(shape, dtype=dtype, device=device) for shape in ((m, k), (k, n)))
-        out = torch.empty(m, n, dtype=dtype, device=device)
-        until = time.perf_counter() + duration_s / len(_PEAK_SHAPES)
-        while True:
-            started = time.perf_counter()
-            torch.mm(a, b, out=out)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            now = time.perf_counter()
-            best = max(best, 2.0 * m * k * n / (now - started))
-            if now >= until:
-                break
-    return best

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ from wafergpt.model.gpt import GPT
 from wafergpt.training import optim
 from wafergpt.training.config import TrainConfig
 from wafergpt.training.distributed import LossModule, World
+from wafergpt.training.report import StepReport
 from wafergpt.training.schedule import learning_rate
 from wafergpt.training.state import TrainState
 
@@ -32,20 +32,6 @@ class BatchSource(Protocol):
     def batch(self, index0: int, batch_size: int) -> tuple[Ids, Ids]:
         """(inputs [B, T], labels [B, T]) of the samples `index0 ... index0 + batch_size - 1`."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """What one step did. All but `elapsed_s` is the same whenever the same step is run again."""
-
-    step: int  # steps done, this one included
-    loss: float  # mean over the batch, nats/token, before the update
-    lr: float  # base learning rate of this update
-    grad_norm: float  # global L2 norm before clipping
-    n_tokens: int  # tokens of this step, over all processes
-    total_tokens: int  # tokens since the start of the run
-    skipped: bool  # loss or gradient was not finite: nothing was updated
-    elapsed_s: float  # wall time of this step
 
 
 class Trainer:

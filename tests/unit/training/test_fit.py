@@ -37,8 +37,9 @@ from wafergpt.training.display import Display, peak_share
 from wafergpt.training.distributed import World, pick_device
 from wafergpt.training.fit import FitOptions, fit
 from wafergpt.training.held_out import HeldOutLoss
+from wafergpt.training.report import StepReport
 from wafergpt.training.signals import Interrupted, StopSignals
-from wafergpt.training.step import StepReport, Trainer
+from wafergpt.training.step import Trainer
 
 SILENT = FitOptions(console=None, plot=False, measure_peak=False)
 

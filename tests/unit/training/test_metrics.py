@@ -1,4 +1,4 @@
-"""The JSONL log, throughput and the matmul peak."""
+"""The JSONL log and throughput."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 from wafergpt.errors import DataError, StorageError
 from wafergpt.training import metrics
-from wafergpt.training.config import Precision
 from wafergpt.training.metrics import StepLog, Throughput
-from wafergpt.training.step import StepReport
+from wafergpt.training.report import StepReport
 
 REPORT = StepReport(
     step=3, loss=math.nan, lr=1e-3, grad_norm=math.inf, n_tokens=64, total_tokens=192, skipped=True,
@@ -100,10 +98,3 @@ def test_throughput_forgets_old_steps() -> None:
     for n_tokens, elapsed_s in ((1, 100.0), (10, 1.0), (30, 1.0)):
         rate.add(n_tokens, elapsed_s)
     assert rate.tokens_per_s == 20.0
-
-
-@pytest.mark.parametrize("precision", list(Precision))
-def test_the_matmul_peak_is_a_rate(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_PEAK_SHAPES", ((32, 64, 32),))
-    peak = metrics.measure_matmul_peak(precision, torch.device("cpu"), duration_s=0.01)
-    assert 0 < peak < math.inf

@@ -25,10 +25,11 @@ from wafergpt.training.config import Precision, TrainConfig
 from wafergpt.training.fit import FitOptions, fit
 from wafergpt.training.metrics import CLOCK_FIELDS
 from wafergpt.training.optim import bind_weights
+from wafergpt.training.report import StepReport
 from wafergpt.training.resume import Change, change_class, compare
 from wafergpt.training.signals import Interrupted
 from wafergpt.training.state import TrainState, differences
-from wafergpt.training.step import StepReport, Trainer
+from wafergpt.training.step import Trainer
 
 SILENT = FitOptions(console=None, plot=False, measure_peak=False)
 N_STEPS = 40
