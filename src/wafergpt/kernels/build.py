@@ -23,10 +23,16 @@ from pathlib import Path
 SOURCE_DIR = Path(__file__).parent / "cpu"
 
 # No -ffast-math: non-finite values must survive, and denormals must not be flushed for the whole process.
-FLAGS = (
-    "-O3 -march=native -std=c++17 -fPIC -fopenmp -fno-math-errno -fno-trapping-math -fassociative-math "
-    "-fno-signed-zeros -freciprocal-math -mprefer-vector-width=512 -Wall"
-).split()
+FLAGS = [
+    *("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-Wall", "-mprefer-vector-width=512"),
+    *(
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fassociative-math",
+        "-fno-signed-zeros",
+        "-freciprocal-math",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +94,7 @@ def _compile(compiler: str, target: Path) -> str:
         errors = [job.communicate()[1] for _, job in jobs]
         failed = [text for (_, job), text in zip(jobs, errors, strict=True) if job.returncode != 0]
         if failed:
-            return f"{compiler} failed: {failed[0].strip().splitlines()[0] if failed[0].strip() else 'no message'}"
+            return f"{compiler} failed: {(failed[0].strip() or 'no message').splitlines()[0]}"
         library = Path(scratch) / target.name
         # Linked without libgomp: its symbols bind to the OpenMP that torch has loaded (see `_load`).
         link = [compiler, "-shared", "-o", str(library), *(str(built) for built, _ in jobs)]

@@ -55,18 +55,23 @@ class Pass:
 class Linear(nn.Linear):
     """y = x W^T + b through `ops.dispatch`; W is [out, in]. `model.init` fills it."""
 
+    int8 = False  # whether the products run in int8; see GPT.use_int8
+
     def reset_parameters(self) -> None:
         """Left to `model.init`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return dispatch.linear(x, self.weight, self.bias)
+        return dispatch.linear(x, self.weight, self.bias, self.int8)
 
 
 class Embedding(nn.Embedding):
-    """Row look-up. `model.init` fills it."""
+    """Row look-up in the residual stream's dtype. `model.init` fills it."""
 
     def reset_parameters(self) -> None:
         """Left to `model.init`."""
+
+    def forward(self, ids: Tensor, out_dtype: torch.dtype) -> Tensor:  # type: ignore[override]
+        return dispatch.embedding(ids, self.weight, out_dtype)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -145,6 +150,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.multipliers = multipliers(config)
+        self.int8 = False
         self.wte = Embedding(config.vocab_size, config.d_model)
         self.wpe = Embedding(config.max_seq_len, config.d_model)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
@@ -207,8 +213,7 @@ class GPT(nn.Module):
 
     def _embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         residual_dtype = self.ln_f.weight.dtype
-        tokens: Tensor = self.wte(input_ids).to(residual_dtype)  # [B, T, D]
-        x = tokens + self.wpe(positions).to(residual_dtype)
+        x: Tensor = self.wte(input_ids, residual_dtype) + self.wpe(positions, residual_dtype)  # [B, T, D]
         return x if self.multipliers.embedding == 1 else x * self.multipliers.embedding
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -217,7 +222,7 @@ class GPT(nn.Module):
         return scores if self.multipliers.logits == 1 else scores * self.multipliers.logits
 
     def loss(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy in nats (float32 scalar) of labels [B, T] given input_ids [B, T].
+        """Mean cross-entropy in nats (scalar, float32 or wider) of labels [B, T] given input_ids [B, T].
 
         Position t is judged on labels[:, t] (already shifted); -100 is not counted. The logits never
         exist all at once. Raises ConfigError as `forward`, and for a label outside the vocabulary.
@@ -230,7 +235,12 @@ class GPT(nn.Module):
         check_ids("label", counted, self.config.vocab_size, "the vocabulary")
         hidden = self(input_ids, n_logits=0).last_hidden_state  # [B, T, D]
         total, n_tokens = dispatch.linear_cross_entropy(
-            hidden.flatten(0, 1), self.wte.weight, labels.flatten(), self.multipliers.logits, IGNORED_LABEL
+            hidden.flatten(0, 1),
+            self.wte.weight,
+            labels.flatten(),
+            self.multipliers.logits,
+            IGNORED_LABEL,
+            self.int8,
         )
         return total / n_tokens.clamp(min=1)
 
@@ -239,6 +249,21 @@ class GPT(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim >= 2:
                 parameter.data = parameter.data.to(dtype)
+        return self
+
+    def use_int8(self, enabled: bool = True) -> GPT:
+        """Run the products of a bfloat16 model, forward and backward, in int8; returns the model.
+
+        Raises ConfigError where the CPU or the kernels cannot.
+        """
+        require(
+            not enabled or dispatch.int8_supported(),
+            "int8 products need our compiled kernels and a CPU with AVX-512 VNNI; see `wafergpt doctor`",
+        )
+        self.int8 = enabled
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.int8 = enabled
         return self
 
     def to_arrays(self) -> dict[str, NDArray[np.float32]]:

@@ -60,8 +60,9 @@ class LayerNorm(torch.autograd.Function):
 class Linear(torch.autograd.Function):
     """x [N, I] bfloat16 @ weight [O, I]^T bfloat16 + bias [O] float32 -> [N, O] bfloat16.
 
-    With `int8`, the forward and the input-gradient products run in int8 (one scale a row of each side);
-    the weight gradient stays bfloat16 (Wortsman et al. 2023, arXiv 2304.13013, "SwitchBack").
+    With `int8` all three products run in int8, one scale a row of each factor (as Wortsman et al. 2023,
+    arXiv 2304.13013, do for the first two); gradients are rounded stochastically, so their errors have mean
+    zero and average out like the noise of the batch.
     """
 
     @staticmethod
@@ -80,8 +81,10 @@ class Linear(torch.autograd.Function):
         _kernels().wg_column_sum_bf16(
             _pointer(dy), _pointer(dbias), ctypes.c_int64(dy.shape[0]), ctypes.c_int64(dy.shape[1])
         )
-        dx = int8_product(dy, Int8Weight.pack_transposed(weight)) if ctx.int8 else dy @ weight
-        return dx, dy.T @ x, dbias, None
+        if ctx.int8:
+            dx = int8_product(dy, Int8Weight.pack_transposed(weight), stochastic=True)
+            return dx, int8_weight_gradient(dy, x), dbias, None
+        return dy @ weight, dy.T @ x, dbias, None
 
 
 class Embedding(torch.autograd.Function):
@@ -180,25 +183,63 @@ class Int8Weight:
         return cls(panels, scales, padded)
 
 
-def int8_product(x: Tensor, weight: Int8Weight, bias: Tensor | None = None, seed: int = 0) -> Tensor:
+@dataclass(frozen=True)
+class Int8Rows:
+    """The left factor of an int8 product: rows of bytes, a scale and a sum for each."""
+
+    values: Tensor  # [M, depth] int8
+    scales: Tensor  # [M] float32
+    sums: Tensor  # [M] int32
+
+    @classmethod
+    def of(cls, x: Tensor, depth: int, stochastic: bool) -> Int8Rows:
+        """x [M, K] bfloat16, K <= depth."""
+        m, k = x.shape
+        rows = cls(torch.empty(m, depth, dtype=torch.int8), torch.empty(m), torch.empty(m, dtype=torch.int32))
+        _kernels().wg_int8_quantize_rows(
+            _pointer(x), *rows._pointers(),
+            ctypes.c_int64(m), ctypes.c_int64(k), ctypes.c_int64(depth), ctypes.c_int(stochastic),
+        )  # fmt: skip
+        return rows
+
+    @classmethod
+    def of_transposed(cls, x: Tensor, depth: int) -> Int8Rows:
+        """x [K, M] bfloat16 -> its M columns as rows, rounded stochastically."""
+        k, m = x.shape
+        rows = cls(torch.empty(m, depth, dtype=torch.int8), torch.empty(m), torch.empty(m, dtype=torch.int32))
+        _kernels().wg_int8_quantize_transposed(
+            _pointer(x), *rows._pointers(), ctypes.c_int64(k), ctypes.c_int64(m), ctypes.c_int64(depth)
+        )
+        return rows
+
+    def times(self, weight: Int8Weight, bias: Tensor | None = None) -> Tensor:
+        """[M, n_out] bfloat16."""
+        m, n_out = self.scales.shape[0], weight.scales.shape[0]
+        out = torch.empty(m, n_out, dtype=torch.bfloat16)
+        _kernels().wg_int8_gemm(
+            *self._pointers(), _pointer(weight.panels), _pointer(weight.scales), _pointer(bias),
+            _pointer(out), ctypes.c_int64(m), ctypes.c_int64(n_out), ctypes.c_int64(weight.depth),
+        )  # fmt: skip
+        return out
+
+    def _pointers(self) -> tuple[ctypes.c_void_p, ...]:
+        return _pointer(self.values), _pointer(self.scales), _pointer(self.sums)
+
+
+def int8_product(
+    x: Tensor, weight: Int8Weight, bias: Tensor | None = None, stochastic: bool = False
+) -> Tensor:
     """x [M, K] bfloat16 times a packed weight (+ bias float32) -> [M, n_out] bfloat16.
 
-    Rows of x are quantised here, to nearest, or stochastically with a non-zero `seed`.
+    Rows of x are quantised here, to nearest or stochastically.
     """
-    m, n_out = x.shape[0], weight.scales.shape[0]
-    quantised = torch.empty(m, weight.depth, dtype=torch.int8)
-    scales, sums = torch.empty(m), torch.empty(m, dtype=torch.int32)
-    out = torch.empty(m, n_out, dtype=torch.bfloat16)
-    rows, depth = ctypes.c_int64(m), ctypes.c_int64(weight.depth)
-    _kernels().wg_int8_quantize_rows(
-        _pointer(x), _pointer(quantised), _pointer(scales), _pointer(sums),
-        rows, ctypes.c_int64(x.shape[1]), depth, ctypes.c_uint32(seed),
-    )  # fmt: skip
-    _kernels().wg_int8_gemm(
-        _pointer(quantised), _pointer(scales), _pointer(sums), _pointer(weight.panels), _pointer(weight.scales),
-        _pointer(bias), _pointer(out), rows, ctypes.c_int64(n_out), depth,
-    )  # fmt: skip
-    return out
+    return Int8Rows.of(x, weight.depth, stochastic).times(weight, bias)
+
+
+def int8_weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
+    """dy [N, O]^T @ x [N, I] -> [O, I] bfloat16; one scale a column of each."""
+    packed = Int8Weight.pack_transposed(x)
+    return Int8Rows.of_transposed(dy, packed.depth).times(packed)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -221,16 +262,17 @@ class LinearCrossEntropy(torch.autograd.Function):
         packed = (Int8Weight.pack(weight), Int8Weight.pack_transposed(weight)) if int8 else None
         for start in range(0, n, HEAD_CHUNK_ROWS):
             rows = slice(start, min(start + HEAD_CHUNK_ROWS, n))
-            logits = int8_product(hidden[rows], packed[0]) if packed else hidden[rows] @ weight.T  # [chunk, V]
+            block = hidden[rows]
+            logits = int8_product(block, packed[0]) if packed else block @ weight.T  # [chunk, V]
             _kernels().wg_cross_entropy_bf16(
                 _pointer(logits), _pointer(labels[rows]), _pointer(losses[rows]),
                 ctypes.c_int64(logits.shape[0]), ctypes.c_int64(vocab_size), ctypes.c_float(scale),
             )  # fmt: skip
             if not ctx.needs_input_grad[0]:
                 continue
-            part = logits.T @ hidden[rows]  # [V, D]
+            part = int8_weight_gradient(logits, block) if packed else logits.T @ block  # [V, D]
             if packed:
-                dhidden[rows] = _int8_hidden_gradient(logits, weight, labels[rows], scale, packed[1], start)
+                dhidden[rows] = _int8_hidden_gradient(logits, weight, labels[rows], scale, packed[1])
             else:
                 torch.mm(logits, weight, out=dhidden[rows])
             if n <= HEAD_CHUNK_ROWS:
@@ -249,27 +291,31 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def _int8_hidden_gradient(
-    dlogits: Tensor, weight: Tensor, labels: Tensor, scale: float, packed: Int8Weight, seed: int
+    dlogits: Tensor, weight: Tensor, labels: Tensor, scale: float, packed: Int8Weight
 ) -> Tensor:
     """dlogits @ weight with the label's term, -scale, taken out of the int8 product; overwrites dlogits."""
-    counted = (labels >= 0)[:, None]
-    at = labels.clamp(min=0)[:, None]
-    dlogits.scatter_add_(1, at, counted.to(dlogits.dtype) * scale)
-    # 256 rows at a time bound the int8 copy: 13 MB at V = 50257.
-    product = torch.cat(
-        [int8_product(block, packed, seed=seed + i + 1) for i, block in enumerate(dlogits.split(256))]
+    n, vocab_size = dlogits.shape
+    _kernels().wg_add_at_labels_bf16(
+        _pointer(dlogits),
+        _pointer(labels),
+        ctypes.c_int64(n),
+        ctypes.c_int64(vocab_size),
+        ctypes.c_float(scale),
     )
-    return product - weight.index_select(0, at[:, 0]) * (counted * scale)
+    # 256 rows at a time bound the int8 copy: 13 MB at V = 50257.
+    product = torch.cat([int8_product(block, packed, stochastic=True) for block in torch.split(dlogits, 256)])
+    own = weight.index_select(0, labels.clamp(min=0)) * ((labels >= 0)[:, None] * scale)  # [chunk, D]
+    return product - own
 
 
 def adamw_step(
-    master: Tensor, weight: Tensor | None, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor,
+    master: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor,
     *, step: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, grad_scale: float,
 ) -> None:  # fmt: skip
-    """`reference.adamw_step` on contiguous float32 tensors; `weight` is the bfloat16 copy or None."""
+    """`reference.adamw_step` on contiguous float32 tensors; grad float32 or bfloat16."""
     beta1, beta2 = betas
     _kernels().wg_adamw(
-        _pointer(master), _pointer(weight), _pointer(grad), ctypes.c_int(grad.dtype == torch.bfloat16),
+        _pointer(master), _pointer(grad), ctypes.c_int(grad.dtype == torch.bfloat16),
         _pointer(exp_avg), _pointer(exp_avg_sq), ctypes.c_int64(master.numel()),
         ctypes.c_float(1 - lr * weight_decay), ctypes.c_float(lr / (1 - beta1**step)),
         ctypes.c_float(beta1), ctypes.c_float(beta2), ctypes.c_float((1 - beta2**step) ** -0.5),

@@ -85,7 +85,7 @@ void gelu_backward_block(const bf16* dy, const bf16* x, bf16* dx, int64_t begin,
 constexpr int64_t kBlock = 1 << 14;  // elements a thread takes at a time; fits L1 with its result
 
 template <typename Grad>
-void adamw_block(float* master, bf16* weight, const Grad* grad, float* m, float* v, int64_t begin, int64_t end,
+void adamw_block(float* master, const Grad* grad, float* m, float* v, int64_t begin, int64_t end,
                  float keep, float step_size, float beta1, float beta2, float root_correction, float eps,
                  float grad_scale) {
     for (int64_t i = begin; i < end; ++i) {
@@ -94,8 +94,6 @@ void adamw_block(float* master, bf16* weight, const Grad* grad, float* m, float*
         v[i] = beta2 * v[i] + (1.0f - beta2) * g * g;
         master[i] = master[i] * keep - step_size * m[i] / (std::sqrt(v[i]) * root_correction + eps);
     }
-    if (weight != nullptr)
-        for (int64_t i = begin; i < end; ++i) weight[i] = to_bf16(master[i]);
 }
 
 template <typename T>
@@ -171,18 +169,27 @@ void wg_cross_entropy_bf16(bf16* logits, const int64_t* labels, float* losses, i
     }
 }
 
-// grad_is_bf16 selects the type behind `grad`; `weight` (bf16 copy of master) may be null.
-void wg_adamw(float* master, bf16* weight, const void* grad, int grad_is_bf16, float* m, float* v, int64_t count,
+// x[row, labels[row]] += value for labels >= 0; x [n, v].
+void wg_add_at_labels_bf16(bf16* x, const int64_t* labels, int64_t n, int64_t v, float value) {
+    for (int64_t row = 0; row < n; ++row)
+        if (labels[row] >= 0) {
+            bf16* at = x + row * v + labels[row];
+            *at = to_bf16(to_float(*at) + value);
+        }
+}
+
+// grad_is_bf16 selects the type behind `grad`.
+void wg_adamw(float* master, const void* grad, int grad_is_bf16, float* m, float* v, int64_t count,
               float keep, float step_size, float beta1, float beta2, float root_correction, float eps,
               float grad_scale) {
 #pragma omp parallel for schedule(static)
     for (int64_t begin = 0; begin < count; begin += kBlock) {
         const int64_t end = std::min(count, begin + kBlock);
         if (grad_is_bf16)
-            adamw_block(master, weight, static_cast<const bf16*>(grad), m, v, begin, end, keep, step_size, beta1,
+            adamw_block(master, static_cast<const bf16*>(grad), m, v, begin, end, keep, step_size, beta1,
                         beta2, root_correction, eps, grad_scale);
         else
-            adamw_block(master, weight, static_cast<const float*>(grad), m, v, begin, end, keep, step_size, beta1,
+            adamw_block(master, static_cast<const float*>(grad), m, v, begin, end, keep, step_size, beta1,
                         beta2, root_correction, eps, grad_scale);
     }
 }

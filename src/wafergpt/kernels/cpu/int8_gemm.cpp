@@ -12,8 +12,9 @@
 
 #include "numeric.h"
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512F__)
 #include <immintrin.h>
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512F__)
 #define WAFERGPT_VNNI 1
 #else
 #define WAFERGPT_VNNI 0
@@ -25,23 +26,34 @@ namespace {
 
 constexpr int64_t kPanel = 64;    // columns of B in a panel: four 16-lane accumulators
 constexpr int64_t kRows = 6;      // rows of A in the register tile: 24 accumulators of 32 registers
+constexpr int64_t kGroup = 512;   // columns transposed together: 1 KiB of each row a page visit
 constexpr int64_t kDepth = 8192;  // K per pass: a panel block of 512 KiB stays in a 1 MiB L2
 
-// A counter-based uniform in [0, 1): the same (seed, index) always rounds the same way.
+// A counter-based uniform in [0, 1) for dithering: the same (seed, index) always rounds the same way.
 inline float uniform(uint32_t seed, uint32_t index) {
     uint32_t x = index * 0x9E3779B9u + seed;
-    x ^= x >> 16;
-    x *= 0x7feb352du;
     x ^= x >> 15;
-    x *= 0x846ca68bu;
-    x ^= x >> 16;
+    x *= 0x2c1b3c6du;
+    x ^= x >> 13;
     return static_cast<float>(x >> 8) * 0x1p-24f;
 }
 
+// A seed out of the values themselves: no generator state exists, so a resumed run rounds as the first did.
+uint32_t content_seed(const bf16* x, int64_t count) {
+    uint32_t hash = 2166136261u;
+    for (int64_t i = 0; i < 256; ++i) hash = (hash ^ x[count * i / 256]) * 16777619u;
+    return hash | 1u;
+}
+
+// |x| as its bits: ordered like the values, and an infinity or a NaN is above every number, so that it
+// becomes the scale and spreads to the whole product instead of vanishing in a rounding.
+inline uint16_t magnitude(bf16 x) { return x & 0x7fffu; }
+
 float quantize_row(const bf16* x, int8_t* q, int64_t k, int64_t padded, int32_t* sum, uint32_t seed) {
-    float largest = 0.0f;
-    for (int64_t i = 0; i < k; ++i) largest = std::max(largest, std::fabs(to_float(x[i])));
-    const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+    uint16_t top = 0;
+    for (int64_t i = 0; i < k; ++i) top = std::max(top, magnitude(x[i]));
+    const float largest = to_float(top);
+    const float inverse = top > 0 ? 127.0f / largest : 0.0f;
     int32_t total = 0;
     if (seed == 0) {
         for (int64_t i = 0; i < k; ++i) {
@@ -60,6 +72,50 @@ float quantize_row(const bf16* x, int8_t* q, int64_t k, int64_t padded, int32_t*
     for (int64_t i = k; i < padded; ++i) q[i] = 0;
     *sum = total;
     return largest / 127.0f;
+}
+
+// 64 x 64 bytes in 16 x 16 squares, each by four rounds of interleaving (SSE2, so any x86-64).
+void transpose_block(const int8_t (&source)[kPanel][kPanel], int8_t (&target)[kPanel][kPanel]) {
+    for (int64_t row = 0; row < kPanel; row += 16)
+        for (int64_t column = 0; column < kPanel; column += 16) {
+            __m128i a[16], b[16];
+            for (int i = 0; i < 16; ++i)
+                a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(&source[row + i][column]));
+            // One round sends element (i, j) a bit of its row index into its column index; four do all of it.
+            for (int round = 0; round < 4; ++round) {
+                for (int i = 0; i < 8; ++i) {
+                    b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
+                    b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
+                }
+                for (int i = 0; i < 16; ++i) a[i] = b[i];
+            }
+            for (int i = 0; i < 16; ++i)
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(&target[column + i][row]), a[i]);
+        }
+}
+
+// One 64 x 64 square of x [m, k] at (row0, column0), quantised and transposed into q [k, padded].
+void quantize_square(const bf16* x, int8_t* q, int32_t* sums, const float* inverse, int64_t m, int64_t k,
+                     int64_t padded, int64_t row0, int64_t column0, int64_t columns, uint32_t seed) {
+    const int64_t rows = std::min(kPanel, padded - row0), real = std::max<int64_t>(0, std::min(rows, m - row0));
+    int8_t block[kPanel][kPanel], turned[kPanel][kPanel];
+    int32_t totals[kPanel] = {};  // local, as are the factors: bytes may alias anything behind a pointer
+    float factors[kPanel];
+    for (int64_t i = 0; i < columns; ++i) factors[i] = inverse[i];
+    for (int64_t r = 0; r < real; ++r) {
+        const bf16* in = x + (row0 + r) * k + column0;
+        const uint32_t row_seed = seed + static_cast<uint32_t>(row0 + r) * 0x85ebca6bu;
+        for (int64_t i = 0; i < columns; ++i) {
+            const float raised = to_float(in[i]) * factors[i] + uniform(row_seed, static_cast<uint32_t>(column0 + i));
+            const int32_t value = static_cast<int32_t>(std::min(std::floor(raised), 127.0f));
+            block[r][i] = static_cast<int8_t>(value);
+            totals[i] += value;
+        }
+    }
+    for (int64_t i = 0; i < columns; ++i) sums[i] += totals[i];
+    if (real < rows) std::memset(block[real], 0, kPanel * (rows - real));
+    transpose_block(block, turned);
+    for (int64_t i = 0; i < columns; ++i) std::memcpy(q + (column0 + i) * padded + row0, turned[i], rows);
 }
 
 #if WAFERGPT_VNNI
@@ -181,13 +237,46 @@ extern "C" {
 
 int wg_int8_supported() { return WAFERGPT_VNNI; }
 
-// x [m, k] bfloat16 -> q [m, padded] int8, scales [m], sums [m]. seed 0 rounds to nearest, else stochastically.
+// x [m, k] bfloat16 -> q [m, padded] int8, scales [m], sums [m]; rounds to nearest or stochastically.
 void wg_int8_quantize_rows(const bf16* x, int8_t* q, float* scales, int32_t* sums, int64_t m, int64_t k,
-                           int64_t padded, uint32_t seed) {
+                           int64_t padded, int stochastic) {
+    const uint32_t seed = stochastic ? content_seed(x, m * k) : 0u;
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < m; ++row)
         scales[row] = quantize_row(x + row * k, q + row * padded, k, padded, sums + row,
                                    seed == 0 ? 0u : (seed + static_cast<uint32_t>(row) * 0x85ebca6bu) | 1u);
+}
+
+// x [m, k] bfloat16 -> its transpose q [k, padded] int8, padded >= m, one scale a column of x; stochastic.
+void wg_int8_quantize_transposed(const bf16* x, int8_t* q, float* scales, int32_t* sums, int64_t m, int64_t k,
+                                 int64_t padded) {
+    const uint32_t seed = content_seed(x, m * k);
+    const int n_threads = omp_get_max_threads();
+    std::vector<uint16_t> largest(static_cast<size_t>(n_threads) * k, 0);
+#pragma omp parallel
+    {
+        uint16_t* mine = largest.data() + static_cast<size_t>(omp_get_thread_num()) * k;
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < m; ++row)
+            for (int64_t i = 0; i < k; ++i) mine[i] = std::max(mine[i], magnitude(x[row * k + i]));
+#pragma omp for schedule(static)
+        for (int64_t first = 0; first < k; first += kGroup) {
+            const int64_t columns = std::min(kGroup, k - first);
+            float inverse[kGroup];
+            for (int64_t i = 0; i < columns; ++i) {
+                uint16_t top = 0;
+                for (int thread = 0; thread < n_threads; ++thread)
+                    top = std::max(top, largest[static_cast<size_t>(thread) * k + first + i]);
+                scales[first + i] = to_float(top) / 127.0f;
+                inverse[i] = top > 0 ? 127.0f / to_float(top) : 0.0f;
+                sums[first + i] = 0;
+            }
+            for (int64_t begin = 0; begin < padded; begin += kPanel)
+                for (int64_t c = 0; c < columns; c += kPanel)
+                    quantize_square(x, q, sums + first + c, inverse + c, m, k, padded, begin, first + c,
+                                    std::min(kPanel, columns - c), seed);
+        }
+    }
 }
 
 // weight [n, k] -> B of the forward product (columns n, depth k): panels, one scale a row of weight.
@@ -223,13 +312,13 @@ void wg_int8_pack_transposed(const bf16* weight, uint8_t* panels, float* scales,
     for (int64_t panel = 0; panel < (k + kPanel - 1) / kPanel; ++panel) {
         const int64_t first = panel * kPanel, count = std::min(kPanel, k - first);
         uint8_t* target = panels + panel * padded * kPanel;
+        uint16_t top[kPanel] = {};
         float inverse[kPanel] = {};
         for (int64_t row = 0; row < n; ++row)
-            for (int64_t i = 0; i < count; ++i)
-                inverse[i] = std::max(inverse[i], std::fabs(to_float(weight[row * k + first + i])));
+            for (int64_t i = 0; i < count; ++i) top[i] = std::max(top[i], magnitude(weight[row * k + first + i]));
         for (int64_t i = 0; i < count; ++i) {
-            scales[first + i] = inverse[i] / 127.0f;
-            inverse[i] = inverse[i] > 0.0f ? 127.0f / inverse[i] : 0.0f;
+            scales[first + i] = to_float(top[i]) / 127.0f;
+            inverse[i] = top[i] > 0 ? 127.0f / to_float(top[i]) : 0.0f;
         }
         for (int64_t quad = 0; quad < padded / 4; ++quad) {
             uint8_t* out = target + quad * 256;
