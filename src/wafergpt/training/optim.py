@@ -37,13 +37,13 @@ def update_rules(model: GPTConfig, optim: OptimConfig, names: Iterable[str]) -> 
 def bind_weights(model: nn.Module, state: TrainState, precision: Precision) -> dict[str, Tensor]:
     """Make the model compute with the state's weights; returns name -> the tensor it computes with.
 
-    In fp32 that tensor is the master itself. In bf16 every weight of two or more dimensions is a bfloat16
+    In fp32 that tensor is the master itself. In bf16 and int8 every weight of two or more dimensions is a bfloat16
     copy that the optimiser refreshes; LayerNorms and biases stay the float32 masters.
     """
     weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         master = state.master[name]
-        is_copy = precision is Precision.BF16 and master.ndim >= 2
+        is_copy = precision is not Precision.FP32 and master.ndim >= 2
         weights[name] = master.to(torch.bfloat16) if is_copy else master
         parameter.data = weights[name]
     return weights

@@ -14,7 +14,7 @@ _PEAK_SHAPES = ((2048, 768, 2304), (2048, 3072, 768))
 
 def measure_matmul_peak(precision: Precision, device: torch.device, duration_s: float = 0.5) -> float:
     """FLOP/s of the fastest matrix product seen in about `duration_s`, in the run's compute type."""
-    dtype = torch.bfloat16 if precision is Precision.BF16 else torch.float32
+    dtype = torch.float32 if precision is Precision.FP32 else torch.bfloat16
     best = 0.0
     for m, k, n in _PEAK_SHAPES:
         a, b = (torch.ones(shape, dtype=dtype, device=device) for shape in ((m, k), (k, n)))

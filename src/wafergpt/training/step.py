@@ -15,7 +15,7 @@ from wafergpt.config import require
 from wafergpt.errors import NonFiniteError
 from wafergpt.model.gpt import GPT
 from wafergpt.training import optim
-from wafergpt.training.config import TrainConfig
+from wafergpt.training.config import Precision, TrainConfig
 from wafergpt.training.distributed import LossModule, World
 from wafergpt.training.report import StepReport
 from wafergpt.training.schedule import learning_rate
@@ -58,7 +58,7 @@ class Trainer:
             f" micro_batch_size = {config.micro_batch_size} x {self.world.size} processes",
         )
         self.n_micro_batches = config.batch_size // sequences_per_round
-        self.model = model.to(self.world.device)
+        self.model = model.to(self.world.device).use_int8(config.precision is Precision.INT8)
         self.state = state
         self.batches = batches
         self.weights = optim.bind_weights(model, state, config.precision)
