@@ -24,6 +24,29 @@ from wafergpt.errors import ConfigError, did_you_mean
 C = TypeVar("C")
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML in which a key that stands twice is an error: YAML's last-one-wins hides a mistake."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                    raise yaml.YAMLError(
+                        f"line {key.start_mark.line + 1}: the key '{key.value}' stands twice"
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str) -> Any:
+    """YAML (or JSON, its subset) as plain data. Raises ConfigError with the parser's reason in one line."""
+    try:
+        return _StrictLoader(text).get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+
+
 def require(condition: bool, message: str) -> None:
     """Raise `ConfigError(message)` unless `condition` holds."""
     if not condition:
@@ -148,8 +171,8 @@ def override(config: C, assignments: Iterable[str]) -> C:
             if depth < len(keys) - 1:
                 node = node[key]
         try:
-            node[keys[-1]] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            node[keys[-1]] = _parse(text)
+        except ConfigError as error:
             raise ConfigError(f"cannot read the value of '{assignment}': {error}") from None
     return from_dict(type(config), tree)
 
@@ -157,10 +180,10 @@ def override(config: C, assignments: Iterable[str]) -> C:
 def load(cls: type[C], path: Path) -> C:
     """Read a YAML or JSON file into `cls`. Raises ConfigError naming the file."""
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = _parse(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"config file '{path}' does not exist") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"cannot read config file '{path}': {error}") from None
     try:
         return from_dict(cls, data)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wafergpt.cli.failure import describe_failure
+from wafergpt.cli.failure import INTERRUPTED, describe_failure
 from wafergpt.errors import ConfigError, did_you_mean
 
 
@@ -103,6 +103,8 @@ def run(arguments: Sequence[str]) -> int:
         )
     command = load_verb(name)
     result = command.main(args=rest, prog_name=f"wafergpt {name}", standalone_mode=False)
+    if result == INTERRUPTED:  # typer's form of a Ctrl-C that the verb did not handle
+        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 
