@@ -187,6 +187,9 @@ def sync_directory(files: FileLayer, path: Path) -> None:
     handle = files.open_directory(path)
     try:
         files.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot fsync a directory and say so thus
+            raise
     finally:
         files.close(handle)
 
@@ -198,9 +201,15 @@ def make_directories(files: FileLayer, path: Path) -> None:
         missing.append(path)
         path = path.parent
     for directory in reversed(missing):
-        with contextlib.suppress(FileExistsError):
+        try:
             files.mkdir(directory)
-        sync_directory(files, directory.parent)
+            sync_directory(files, directory.parent)
+        except FileExistsError:
+            continue  # another process was faster and makes it durable
+        except OSError:
+            with contextlib.suppress(OSError):  # a second fsync would prove nothing: the next try makes it anew
+                files.rmdir(directory)
+            raise
 
 
 def remove_tree(files: FileLayer, path: Path) -> None:

@@ -7,6 +7,7 @@ takes the newest that verifies and says what it passed over. There is no pointer
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -74,6 +75,7 @@ class CheckpointStore:
         self.keep = keep
         self.files: FileLayer = files or OSFiles()
         self._verified: set[Path] = set()  # published or verified by this object
+        self._anchored = False
 
     def save(
         self,
@@ -90,7 +92,7 @@ class CheckpointStore:
         """
         contents = _contents(step, tensors, documents, blobs or {})
         try:
-            make_directories(self.files, self.root)
+            self._anchor()
             with self.files.exclusive(self.root / SAVE_LOCK_NAME):
                 self._remove_leftovers()
                 path = self._publish(step, contents)
@@ -155,9 +157,18 @@ class CheckpointStore:
         reasons = "; ".join(f"{item.path.name}: {item.reason}" for item in skipped)
         return f"no checkpoint in '{self.root}' can be loaded: {reasons}"
 
+    def _anchor(self) -> None:
+        """Make `root` itself survive a power cut, whoever created it and the run folder around it."""
+        make_directories(self.files, self.root)
+        if not self._anchored:
+            for parent in list(self.root.parents)[:2]:
+                with contextlib.suppress(PermissionError):  # above the run folder not all need be ours
+                    sync_directory(self.files, parent)
+            self._anchored = True
+
     def _publish(self, step: int, contents: Contents) -> Path:
         """The commit sequence. Raises OSError; what it leaves then is at most a temporary folder."""
-        temporary = self.root / f"{_TEMPORARY_PREFIX}{step_name(step)}-{os.getpid()}-{secrets.token_hex(4)}"
+        temporary = self._temporary_path(step)
         target = self._free_path(step)
         try:
             self._write(temporary, step, contents)
@@ -188,6 +199,10 @@ class CheckpointStore:
         except CheckpointError as error:
             reason = f"the new checkpoint reads back damaged ({error}); it was discarded"
             raise StorageError(f"cannot trust the storage of '{self.root}': {reason}") from error
+
+    def _temporary_path(self, step: int) -> Path:
+        # In the same folder, so in the same file system: only there is a rename atomic.
+        return self.root / f"{_TEMPORARY_PREFIX}{step_name(step)}-{os.getpid()}-{secrets.token_hex(4)}"
 
     def _free_path(self, step: int) -> Path:
         taken = [key for path in self.paths() if (key := parse_step_name(path.name)) and key[0] == step]
