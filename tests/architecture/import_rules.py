@@ -47,7 +47,7 @@ RULES: dict[str, Rule] = {
     "tasks": _free(2, "tokenizer"),
     "recipes": _free(3, *_MODEL_SHAPE),
     "data": _free(3, "tokenizer", "assets", third_party=("numpy", "pyarrow", "zstandard", "rich")),
-    "checkpoints": _free(3, "model.config", "model.mup", "tokenizer", third_party=("numpy", "safetensors")),
+    "checkpoints": _free(3, "model.config", "model.mup", "tokenizer", third_party=("numpy",)),
     "model": _torch(4, *_MODEL_SHAPE, "ops", "checkpoints"),
     "training": _torch(5, "model", "ops", "data", "checkpoints", third_party=("rich",)),
     "training.config": _free(5, *_MODEL_SHAPE),

@@ -7,13 +7,14 @@ import inspect
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from source_tree import ROOT
+from source_tree import PACKAGE, ROOT, imports
 
 from wafergpt import errors
 from wafergpt.cli import failure
@@ -69,6 +70,17 @@ def test_every_dependency_says_what_needs_it() -> None:
     assert lines_without_reason(PYPROJECT) == []
     planted = PYPROJECT.replace('    "rich>', '    "left-pad>=1",\n    "rich>')
     assert lines_without_reason(planted) == ['"left-pad>=1",']
+
+
+def test_what_is_declared_is_what_is_imported() -> None:
+    """Nothing undeclared, nothing overdeclared; `test` holds what only tests, lint and benchmarks use."""
+    homes = importlib.metadata.packages_distributions()
+    foreign = {item.target for item in imports(PACKAGE) if item.ours is None}
+    tops = {"tensorboard" if "tensorboard" in name else name.partition(".")[0] for name in foreign}
+    imported = {canonicalize_name(homes[top][0]) for top in tops - set(sys.stdlib_module_names)}
+    runtime = [extra for extra in EXTRAS if extra != "test"]
+    texts = [*PROJECT["dependencies"], *(t for e in runtime for t in PROJECT["optional-dependencies"][e])]
+    assert imported == {canonicalize_name(Requirement(text).name) for text in texts}
 
 
 def test_constraints_pin_exactly_what_the_extras_need() -> None:

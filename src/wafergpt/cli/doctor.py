@@ -15,7 +15,6 @@ import typer
 
 # What each CPU feature is for; the names are Linux's, from /proc/cpuinfo.
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
-CORE_PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "PyYAML", "typer", "rich")
 COMPILER_FIX = "apt-get install g++ (Debian, Ubuntu) or dnf install gcc-c++ (Fedora)"
 
 
@@ -102,9 +101,21 @@ def _python() -> list[Finding]:
     ]
 
 
+def _requirements() -> list[tuple[str, str]]:
+    """(package, extra or "") of the installed metadata, so that pyproject.toml stays the one list."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        texts = requires("wafergpt") or []
+    except PackageNotFoundError:
+        return []
+    pattern = re.compile(r"([\w.-]+)[^;]*(?:;.*extra == ['\"]([\w-]+)['\"])?")
+    return [(match[1], match[2] or "") for text in texts if (match := pattern.match(text))]
+
+
 def _core_packages() -> list[Finding]:
     findings = []
-    for package in CORE_PACKAGES:
+    for package in (package for package, extra in _requirements() if not extra):
         found = _installed_version(package)
         present, detail, fix = found is not None, found or "not installed", "pip install wafergpt"
         if package == "torch" and found is not None:
@@ -199,19 +210,10 @@ def _compiler_and_kernels() -> list[Finding]:
 
 
 def _optional_parts() -> list[Finding]:
-    """One finding per package of an extra, from the installed metadata: pyproject.toml is the one list."""
-    from importlib.metadata import PackageNotFoundError, requires
-
-    try:
-        requirements = requires("wafergpt") or []
-    except PackageNotFoundError:
-        requirements = []
     findings = []
-    for requirement in requirements:
-        match = re.match(r"([\w.-]+).*;.*extra == ['\"]([\w-]+)['\"]", requirement)
-        if match is None:
+    for package, extra in _requirements():
+        if not extra:
             continue
-        package, extra = match.groups()
         found = _installed_version(package)
         fix = "" if found else f"pip install 'wafergpt[{extra}]'"
         name = f"{extra}: {package}"
