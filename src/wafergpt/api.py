@@ -13,13 +13,15 @@ from typing import Any
 from wafergpt.backends.backend import Backend
 from wafergpt.checkpoints.checkpoint import Skipped
 from wafergpt.checkpoints.native import load_checkpoint
-from wafergpt.config import from_dict
+from wafergpt.config import from_dict, require
 from wafergpt.errors import CheckpointError
 from wafergpt.inference import generate as generation
 from wafergpt.inference.generate import Generation, Piece
 from wafergpt.inference.sampling import SamplingConfig
 from wafergpt.model.config import GPTConfig
 from wafergpt.tokenizer.bpe import Tokenizer
+
+__all__ = ["LoadedModel", "SamplingConfig", "generate", "load"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +35,18 @@ class LoadedModel:
     step: int
     skipped: tuple[Skipped, ...]  # newer checkpoints that did not verify, and why
 
-    def generate(self, prompt: str, **sampling: Any) -> Generation:
-        """Continue `prompt`; `sampling` are the fields of `SamplingConfig`. Raises ConfigError."""
-        config = from_dict(SamplingConfig, sampling)
-        return generation.generate(self.backend, self.tokenizer, prompt, config)
+    def generate(self, prompt: str, sampling: SamplingConfig | None = None, **options: Any) -> Generation:
+        """Continue `prompt`. Give a `SamplingConfig`, or its fields as options. Raises ConfigError."""
+        return generation.generate(self.backend, self.tokenizer, prompt, _sampling(sampling, options))
 
-    def stream(self, prompt: str, **sampling: Any) -> Iterator[Piece]:
+    def stream(self, prompt: str, sampling: SamplingConfig | None = None, **options: Any) -> Iterator[Piece]:
         """As `generate`, piece by piece while the model writes. Raises ConfigError."""
-        config = from_dict(SamplingConfig, sampling)
-        return generation.stream(self.backend, self.tokenizer, prompt, config)
+        return generation.stream(self.backend, self.tokenizer, prompt, _sampling(sampling, options))
+
+
+def _sampling(sampling: SamplingConfig | None, options: dict[str, Any]) -> SamplingConfig:
+    require(sampling is None or not options, "give either a SamplingConfig or its fields, not both")
+    return sampling or from_dict(SamplingConfig, options)
 
 
 def load(directory: Path | str) -> LoadedModel:
@@ -66,11 +71,15 @@ def load(directory: Path | str) -> LoadedModel:
     )
 
 
-def generate(model: LoadedModel | Path | str, prompt: str, **sampling: Any) -> Generation:
+def generate(
+    model: LoadedModel | Path | str, prompt: str, sampling: SamplingConfig | None = None, **options: Any
+) -> Generation:
     """Continue `prompt` with a loaded model or the one in a folder.
 
-    `sampling`: temperature, top_k, top_p, seed, stop, max_new_tokens (see `SamplingConfig`). Raises
-    ConfigError for an unknown option or a prompt that leaves no room in the context window.
+    Give a `SamplingConfig`, or its fields as options: temperature, top_k, top_p, seed, stop,
+    max_new_tokens. Raises ConfigError for an unknown option or a prompt that leaves no room in the
+    context window; what `load` raises for a folder.
     """
+    sampling = _sampling(sampling, options)
     loaded = model if isinstance(model, LoadedModel) else load(model)
-    return loaded.generate(prompt, **sampling)
+    return loaded.generate(prompt, sampling)

@@ -42,12 +42,7 @@ def generate(
     require(not (greedy and temperature), "--greedy and --temperature exclude each other")
     from wafergpt import api
 
-    text = sys.stdin.read() if prompt == "-" else prompt
-    loaded = api.load(model)
-    for skipped in loaded.skipped:
-        print(f"note: skipped checkpoint '{skipped.path}': {skipped.reason}", file=sys.stderr)
-    pieces = loaded.stream(
-        text,
+    sampling = api.SamplingConfig(
         temperature=0.0 if greedy else 1.0 if temperature is None else temperature,
         top_k=top_k,
         top_p=top_p,
@@ -55,6 +50,11 @@ def generate(
         stop=tuple(stop or ()),
         max_new_tokens=max_new_tokens,
     )
+    text = sys.stdin.read() if prompt == "-" else prompt
+    loaded = api.load(model)
+    for skipped in loaded.skipped:
+        print(f"note: skipped checkpoint '{skipped.path}': {skipped.reason}", file=sys.stderr)
+    pieces = loaded.stream(text, sampling)
     window_full = False
     try:
         print(text if echo else "", end="", flush=True)
