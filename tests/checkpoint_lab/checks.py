@@ -1,7 +1,7 @@
 """The checks, as functions: each returns the violations it saw and how many cases it tried.
 
-The suites assert that there is none for the real store; `planted` bugs must produce some. A violation names seed and
-case, so that it can be replayed alone.
+The suites assert that there is none for the real store; `planted` bugs must produce some. A violation names
+seed and case, so that it can be replayed alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 
 from checkpoint_lab.fake_disk import MUTATIONS, Crash, FakeDisk
 from checkpoint_lab.trainer import Fingerprint, State, expected_fingerprints, fingerprint
-
 from wafergpt.checkpoints.files import FileLayer
 from wafergpt.checkpoints.native import CheckpointStore
 from wafergpt.errors import CheckpointError, RunLockedError, StorageError
@@ -67,7 +66,9 @@ def load_step(outcome: Outcome, disk: FakeDisk, case: str, at_least: int, at_mos
         return 0
     step = checkpoint.step
     outcome.require(at_least <= step <= at_most, f"{case}: loaded step {step}, not {at_least}..{at_most}")
-    outcome.require(fingerprint(checkpoint) == EXPECTED[step], f"{case}: step {step} holds other data than was saved")
+    outcome.require(
+        fingerprint(checkpoint) == EXPECTED[step], f"{case}: step {step} holds other data than was saved"
+    )
     return step
 
 
@@ -110,7 +111,7 @@ def prepared(make_store: StoreFactory, scenario: Scenario) -> tuple[FakeDisk, Ch
 def explore_crashes(
     make_store: StoreFactory, n_states: int, seed: int, scenarios: tuple[Scenario, ...] = SCENARIOS
 ) -> Outcome:
-    """Cut the power before every call of a save; from each cut sample disk states; each must load and go on."""
+    """Cut the power before every call of a save; sample disk states of each cut; each must load and go on."""
     outcome, rng = Outcome(), random.Random(seed)
     cuts = [(scenario, number) for scenario in scenarios for number in _mutations(make_store, scenario)]
     per_cut = -(-n_states // len(cuts))
@@ -184,7 +185,9 @@ def _faults(number: int, call: str, path: Path) -> Iterator[Fault]:
         yield Fault(cause, {"fail_at": {number: (code, False)}}, cause=cause, must_raise=vital)
     if call in ("rename", "close", "fsync", "mkdir", "unlink"):
         cause = os.strerror(errno.EIO)
-        yield Fault("EIO after effect", {"fail_at": {number: (errno.EIO, True)}}, cause=cause, must_raise=vital)
+        yield Fault(
+            "EIO after effect", {"fail_at": {number: (errno.EIO, True)}}, cause=cause, must_raise=vital
+        )
     if call == "write":
         yield Fault("short write", {"short_at": number}, must_return=True)
         attributes = {"short_at": number, "full_from": number + 1}
@@ -193,7 +196,12 @@ def _faults(number: int, call: str, path: Path) -> Iterator[Fault]:
 
 
 def _one_fault(
-    outcome: Outcome, make_store: StoreFactory, scenario: Scenario, fault: Fault, case: str, rng: random.Random
+    outcome: Outcome,
+    make_store: StoreFactory,
+    scenario: Scenario,
+    fault: Fault,
+    case: str,
+    rng: random.Random,
 ) -> None:
     disk, store, state = prepared(make_store, scenario)
     for name, value in fault.attributes.items():
@@ -217,7 +225,9 @@ def _one_fault(
     load_step(outcome, disk, case, safe, scenario.last)
     no_half_checkpoint(outcome, disk, case)
     for sample in range(3):
-        load_step(outcome, disk.after_crash(rng), f"{case}, then a crash, sample {sample}", safe, scenario.last)
+        load_step(
+            outcome, disk.after_crash(rng), f"{case}, then a crash, sample {sample}", safe, scenario.last
+        )
     _goes_on(outcome, lambda _: store, disk, case, scenario.last + 1)
 
 
@@ -236,7 +246,9 @@ def flipped_writes(make_store: StoreFactory) -> Outcome:
             outcome.require(False, f"flip in the write at call {number}: unnoticed")
         except StorageError:
             pass
-        load_step(outcome, disk, f"flip in the write at call {number}", max(scenario.before), max(scenario.before))
+        load_step(
+            outcome, disk, f"flip in the write at call {number}", max(scenario.before), max(scenario.before)
+        )
     return outcome
 
 
@@ -271,7 +283,7 @@ def interleave_writers(make_store: StoreFactory) -> Outcome:
 
 
 def retention(make_store: StoreFactory) -> Outcome:
-    """Every set of damaged checkpoints out of three newer ones, then a resume and saves: the last good one stays."""
+    """Every set of damaged ones out of three, then a resume and saves: the last good one stays."""
     outcome = Outcome()
     for damaged in itertools.chain.from_iterable(itertools.combinations((1, 2, 3), n) for n in range(4)):
         disk = FakeDisk()
@@ -289,7 +301,9 @@ def retention(make_store: StoreFactory) -> Outcome:
             newest = max([step for step in good if step > state.step] + [state.step])
             load_step(outcome, disk, case, newest, newest)
             whole = [path for path in store.paths() if _is_whole(disk, path)]
-            outcome.require(any(path.name.startswith(f"step-{state.step:08d}") for path in whole), f"{case}: gone")
+            outcome.require(
+                any(path.name.startswith(f"step-{state.step:08d}") for path in whole), f"{case}: gone"
+            )
             outcome.require(len(whole) <= KEEP, f"{case}: {len(whole)} verified ones kept")
             state.advance()
     return outcome
@@ -306,9 +320,9 @@ def _is_whole(disk: FakeDisk, path: Path) -> bool:
 def damage(disk: FakeDisk, path: Path, rng: random.Random) -> None:
     """Flip one bit of one file of a checkpoint."""
     name = rng.choice(sorted(disk._directory(path).entries))
-    data = disk._directory(path).entries[name].data  # type: ignore[union-attr]
+    data = disk._directory(path).entries[name].data
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    disk._directory(path).entries[name].durable = bytes(data)  # type: ignore[union-attr]
+    disk._directory(path).entries[name].durable = bytes(data)
 
 
 def random_histories(make_store: StoreFactory, n_histories: int, seed: int) -> Outcome:
@@ -346,7 +360,9 @@ def random_histories(make_store: StoreFactory, n_histories: int, seed: int) -> O
                 state.save(store)
                 safe = step
                 used, limit = disk.used_bytes(), (KEEP + 1 + n_damaged) * one
-                swept = used <= limit or event == "error"  # what an error kept from removal goes with the next save
+                swept = (
+                    used <= limit or event == "error"
+                )  # what an error kept from removal goes with the next save
                 outcome.require(swept, f"history {history} seed {seed}: {tale}: uses {used} bytes")
             except Crash:
                 disk, store = disk.after_crash(rng), None

@@ -1,4 +1,4 @@
-"""The corruption matrix: every kind of damage to every file of the newest checkpoint, on a real file system."""
+"""The corruption matrix: every kind of damage to every file of the newest checkpoint, on a real disk."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+
 from checkpoint_lab.checks import Outcome
 from checkpoint_lab.trainer import Fingerprint, fingerprint
-
 from wafergpt.checkpoints.native import CheckpointStore
 from wafergpt.errors import CheckpointError
 
@@ -45,7 +45,7 @@ def prepare(root: Path) -> tuple[list[str], Fingerprint]:
 
 
 def whole_matrix(root: Path, make: Make) -> Outcome:
-    """Each damage in turn: the loader must fall back to the older checkpoint, bit for bit, and say why in one line."""
+    """Each damage in turn: the loader falls back to the older one, bit for bit, and says why in one line."""
     outcome = Outcome()
     names, older = prepare(root)
     for name, what, damage in damages(root, names):
@@ -60,12 +60,15 @@ def whole_matrix(root: Path, make: Make) -> Outcome:
 
 
 def bit_flips(root: Path, make: Make, n_flips: int | None, seed: int) -> Outcome:
-    """Flip single bits: `n_flips` sampled (half in the first 4 KiB of a file, half anywhere), or all of the first 4 KiB."""
+    """Flip single bits: `n_flips` sampled, half of them in the first 4 KiB of a file; None: all of those."""
     outcome, rng = Outcome(), random.Random(seed)
     names, older = prepare(root)
     sizes_bytes = {name: (root / NEWER / name).stat().st_size for name in names}
     flips = [(name, bit) for name in names for bit in range(8 * min(PAGE_BYTES, sizes_bytes[name]))]
-    anywhere = [(name, rng.randrange(8 * sizes_bytes[name])) for name in rng.choices(names, k=(n_flips or 20_000) // 2)]
+    anywhere = [
+        (name, rng.randrange(8 * sizes_bytes[name]))
+        for name in rng.choices(names, k=(n_flips or 20_000) // 2)
+    ]
     if n_flips is not None:
         flips = rng.sample(flips, n_flips // 2)
     for name, bit in flips + anywhere:
@@ -115,12 +118,20 @@ def damages(root: Path, names: list[str]) -> Iterator[tuple[str, str, Damage]]:
         yield name, "a dangling symbolic link", _as_dangling_link
         yield name, "a FIFO", lambda path: (path.unlink(), os.mkfifo(path))
         if _devices_allowed(root):
-            yield name, "a device", lambda path: (path.unlink(), os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5)))
+            yield (
+                name,
+                "a device",
+                lambda path: (path.unlink(), os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5))),
+            )
         if os.geteuid() != 0:  # root reads everything
             yield name, "unreadable", lambda path: path.chmod(0)
         for other in names:
             if other > name:
-                yield name, f"swapped with {other}", lambda path, other=other: _swap(path, path.with_name(other))
+                yield (
+                    name,
+                    f"swapped with {other}",
+                    lambda path, other=other: _swap(path, path.with_name(other)),
+                )
     yield "", "emptied", lambda path: (_remove(path), path.mkdir())
     yield "", "a copy of the older one", lambda path: (_remove(path), shutil.copytree(root / OLDER, path))
     yield "", "a symbolic link", lambda path: (_remove(path), path.symlink_to(root / OLDER))

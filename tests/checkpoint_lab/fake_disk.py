@@ -1,10 +1,11 @@
-"""A file system in memory that can crash, reorder, tear, zero and fail at any call (stands in for power loss).
+"""A file system in memory that can crash, reorder, tear, zero and fail at any call.
 
-Model: a write reaches the cache; only fsync of that file makes it durable. A name (create, rename, unlink) reaches
-the cached directory; only fsync of that directory makes it durable. A crash keeps, independently, any subset
-of what was not yet durable: writes whole, torn at 512-byte sectors, or as zeros; name operations in any subset (each
-rename atomic, as journalling file systems give). After a failed fsync the lost pages count as clean, so fsyncing again
-"succeeds" and saves nothing, as on Linux.
+Real power loss cannot be had in a test; this is the model. A write reaches the cache; only fsync of that file
+makes it durable. A name (create, rename, unlink) reaches the cached directory; only fsync of that directory
+makes it durable. A crash keeps, independently, any subset of what was not yet durable: writes whole, torn at
+512-byte sectors, or as zeros; name operations in any subset (each rename atomic, as journalling file systems
+give). After a failed fsync the lost pages count as clean, so fsyncing again "succeeds" and saves nothing, as
+on Linux.
 """
 
 from __future__ import annotations
@@ -80,10 +81,11 @@ def _apply(entries: dict[str, File | Directory], change: dict[str, File | Direct
 
 
 class FakeDisk:
-    """A `FileLayer`. Calls are numbered from 0; `log` holds (call, path) of each, `n_calls` how many there were.
+    """A `FileLayer`. Calls are numbered from 0; `log` holds (call, path) of each, `n_calls` their number.
 
     `crash_at`: raise Crash instead of that call. `fail_at`: number -> (errno, took_effect). `short_at`: that
-    write takes half. `flip_at`: that write stores a wrong bit. `full_from`: from that call on nothing new fits until it is set to None.
+    write takes half. `flip_at`: that write stores a wrong bit. `full_from`: from that call on nothing fits
+    until it is set to None.
     """
 
     def __init__(self, root: Directory | None = None) -> None:

@@ -20,14 +20,24 @@ from typing import Any
 
 from checkpoint_lab import planted
 from checkpoint_lab.trainer import expected_fingerprints, fingerprint, run
-
 from wafergpt.checkpoints.files import OSFiles
 from wafergpt.checkpoints.native import CheckpointStore
 from wafergpt.errors import CheckpointError
 
 N_STEPS = 40
 EXPECTED = expected_fingerprints(N_STEPS)
-CALLS = ("mkdir", "open_new", "write", "fsync", "close", "rename", "unlink", "rmdir", "open_read", "read_into")
+CALLS = (
+    "mkdir",
+    "open_new",
+    "write",
+    "fsync",
+    "close",
+    "rename",
+    "unlink",
+    "rmdir",
+    "open_read",
+    "read_into",
+)
 
 
 @dataclass
@@ -89,9 +99,11 @@ def drain(reader: int) -> int:
 
 
 def examine(report: Report, root: Path, safe: int, case: str) -> int:
-    """What is on disk after a death: nothing lost, at most one step ahead of what was called safe, bit for bit."""
+    """After a death: nothing lost, at most one step ahead of what was called safe, bit for bit."""
     store = CheckpointStore(root)
-    left = [name for name in os.listdir(root) if name.startswith((".tmp-", ".trash-"))] if root.is_dir() else []
+    left = (
+        [name for name in os.listdir(root) if name.startswith((".tmp-", ".trash-"))] if root.is_dir() else []
+    )
     report.n_inside_a_save += bool(left)
     try:
         checkpoint = store.load_newest()

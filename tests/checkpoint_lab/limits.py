@@ -1,7 +1,7 @@
 """Real storage that refuses: a file-size limit, and a file system that is full.
 
-`python -m checkpoint_lab.limits file-size FOLDER` or `... full FOLDER` (FOLDER on a small file system) prints one JSON
-line. It runs in a process of its own because the limit holds for a whole process.
+`python -m checkpoint_lab.limits file-size FOLDER` or `... full FOLDER` (FOLDER: a small file system) prints one
+JSON line. It runs in a process of its own because the limit holds for a whole process.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ def _intact(store: CheckpointStore, step: int) -> bool:
 
 
 def limit_file_size(folder: Path) -> dict[str, object]:
-    """A limit at every 4 KiB up to the largest file: refused by name, then, limit lifted, saved by the same store."""
+    """A limit at every 4 KiB up to the largest file: refused; limit lifted, the same store saves."""
     refused, messages, violations = 0, set(), []
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for limit in range(0, WEIGHT.nbytes + 2 * STEP_BYTES, STEP_BYTES):
         store = CheckpointStore(folder / str(limit))
         _save(store, 1)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # Python ignores SIGXFSZ: write fails with EFBIG
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (limit, hard)
+        )  # Python ignores SIGXFSZ: write fails with EFBIG
         try:
             _save(store, 2)
         except StorageError as error:

@@ -11,9 +11,15 @@ from typing import Any
 
 from checkpoint_lab import checks
 from checkpoint_lab.checks import KEEP, ROOT, Outcome, StoreFactory
-
 from wafergpt.checkpoints.checkpoint import Checkpoint
-from wafergpt.checkpoints.files import FileDigest, FileLayer, OSFiles, remove_tree, sync_directory, write_synced
+from wafergpt.checkpoints.files import (
+    FileDigest,
+    FileLayer,
+    OSFiles,
+    remove_tree,
+    sync_directory,
+    write_synced,
+)
 from wafergpt.checkpoints.manifest import MANIFEST_NAME, Manifest, ManifestEntry
 from wafergpt.checkpoints.native import CheckpointStore
 

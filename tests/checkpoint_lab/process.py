@@ -30,7 +30,7 @@ def report(module: str, *arguments: object, prefix: tuple[str, ...] = ()) -> dic
 
 @contextmanager
 def memory_folder() -> Iterator[Path]:
-    """A folder on a memory file system where there is one: SIGKILL does not care, and a busy disk costs no time."""
+    """A folder in memory where the system has one: SIGKILL does not care, and a busy disk costs no time."""
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as name:
         yield Path(name).resolve()

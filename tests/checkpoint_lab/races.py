@@ -11,13 +11,12 @@ import sys
 from pathlib import Path
 
 from checkpoint_lab.trainer import State, expected_fingerprints, fingerprint, run
-
 from wafergpt.checkpoints.native import CheckpointStore
 from wafergpt.errors import CheckpointError, RunLockedError
 
 
 def readers(folder: Path, n_steps: int) -> dict[str, object]:
-    """One process trains and removes old checkpoints; this one reads all the while: old or new, never mixed."""
+    """One process trains and removes old checkpoints, this one reads meanwhile: old or new, never mixed."""
     expected, violations, n_loads, seen = expected_fingerprints(n_steps), [], 0, 0
     root = folder / "checkpoints"
     run(root, 1, lambda step: None)
@@ -37,7 +36,11 @@ def readers(folder: Path, n_steps: int) -> dict[str, object]:
             violations.append(f"load {n_loads}: {error}")
             continue
         n_loads += 1
-        if checkpoint.skipped or fingerprint(checkpoint) != expected[checkpoint.step] or checkpoint.step < seen:
+        if (
+            checkpoint.skipped
+            or fingerprint(checkpoint) != expected[checkpoint.step]
+            or checkpoint.step < seen
+        ):
             violations.append(f"load {n_loads}: step {checkpoint.step} after {seen}, {checkpoint.skipped}")
         seen = checkpoint.step
     return {"n_loads": n_loads, "last": seen, "violations": violations}
@@ -85,4 +88,6 @@ def _write_blindly(root: Path, n_steps: int, writer: int) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"readers": readers, "writers": writers}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))))
+    print(
+        json.dumps({"readers": readers, "writers": writers}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3])))
+    )

@@ -1,7 +1,7 @@
 """A training run in miniature: NumPy only, deterministic, every kind of state a real one has.
 
-`python -m checkpoint_lab.trainer ROOT N_STEPS` resumes from the newest checkpoint in ROOT and saves after every
-step, printing the step once it is safe.
+`python -m checkpoint_lab.trainer ROOT N_STEPS` resumes from the newest checkpoint in ROOT and saves after
+every step, printing the step once it is safe.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 import pytest
+
 from checkpoint_lab import checks
 
 SEED = int(os.environ.get("WAFERGPT_TEST_SEED", "20230406"))

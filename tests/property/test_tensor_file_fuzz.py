@@ -1,4 +1,4 @@
-"""Damaged and hostile safetensors files: refused by name, or read exactly as the safetensors library reads them."""
+"""Damaged and hostile safetensors files: refused by name, or read exactly as the library reads them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from wafergpt.errors import CheckpointError
 
 DTYPES = ("<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "i1", "<u8", "<u4", "<u2", "u1", "?")
 arrays = st.sampled_from(DTYPES).flatmap(
-    lambda dtype: hnp.arrays(np.dtype(dtype), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5))
+    lambda dtype: hnp.arrays(
+        np.dtype(dtype), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
+    )
 )
-groups = st.dictionaries(st.text(min_size=1, max_size=12).filter(lambda n: n != "__metadata__"), arrays, max_size=5)
+groups = st.dictionaries(
+    st.text(min_size=1, max_size=12).filter(lambda n: n != "__metadata__"), arrays, max_size=5
+)
 
 
 def to_bytes(tensors: dict[str, Any]) -> bytes:
@@ -32,7 +36,9 @@ def read(data: bytes) -> dict[str, Any]:
 
 def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
     return left.keys() == right.keys() and all(
-        left[n].dtype == right[n].dtype and left[n].shape == right[n].shape and left[n].tobytes() == right[n].tobytes()
+        left[n].dtype == right[n].dtype
+        and left[n].shape == right[n].shape
+        and left[n].tobytes() == right[n].tobytes()
         for n in left
     )
 
@@ -72,7 +78,9 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 def fuzz(n_files: int, seed: int) -> int:
     """How many mutants were accepted; asserts that the library reads each of those and reads the same."""
     rng, n_accepted = random.Random(seed), 0
-    data = to_bytes({"wte": np.arange(12, dtype="<f4").reshape(3, 4), "b": np.arange(3, dtype="<i8"), "e": np.zeros(0)})
+    data = to_bytes(
+        {"wte": np.arange(12, dtype="<f4").reshape(3, 4), "b": np.arange(3, dtype="<i8"), "e": np.zeros(0)}
+    )
     for _ in range(n_files):
         mutant = mutated(data, rng)
         try:

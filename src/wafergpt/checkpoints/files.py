@@ -2,7 +2,7 @@
 
 `CheckpointStore` and `write_atomic` touch the disk only through a `FileLayer`. Production uses `OSFiles`;
 tests substitute an in-memory file system that crashes, reorders, tears and fails at any call, so that
-"survives a power cut" is something a test can show (docs/explanation/how_a_checkpoint_survives.md).
+"survives a power cut" is something a test can show.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def make_directories(files: FileLayer, path: Path) -> None:
         except FileExistsError:
             continue  # another process was faster and makes it durable
         except OSError:
-            with contextlib.suppress(OSError):  # a second fsync would prove nothing: the next try makes it anew
+            with contextlib.suppress(OSError):  # a second fsync would prove nothing: next time anew
                 files.rmdir(directory)
             raise
 

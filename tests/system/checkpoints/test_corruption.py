@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_lab import corruption, planted
 
+from checkpoint_lab import corruption, planted
 from wafergpt.checkpoints import checkpoint as checkpoint_module
 from wafergpt.checkpoints import files as files_module
 from wafergpt.checkpoints.native import CheckpointStore

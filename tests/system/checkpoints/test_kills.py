@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from checkpoint_lab.process import environment, memory_folder, report
 from checkpoint_lab.trainer import expected_fingerprints, fingerprint
-
 from wafergpt.checkpoints.native import CheckpointStore
 
 
@@ -28,7 +28,9 @@ def test_a_kill_at_every_file_operation_of_a_save() -> None:
     with memory_folder() as folder:
         result = report("kills", folder, "each")
     assert result["violations"] == []
-    assert result["n_kills"] >= 60 and result["n_finished"] == 1  # the first call that is never reached ends the sweep
+    assert (
+        result["n_kills"] >= 60 and result["n_finished"] == 1
+    )  # the first call that is never reached ends the sweep
     assert result["n_completed_runs"] == result["n_kills"] + 1
 
 
@@ -51,14 +53,14 @@ SYSTEM_CALLS = ("openat", "write", "fsync", "rename", "mkdir", "close", "unlink"
 @pytest.mark.long
 @pytest.mark.parametrize("call", SYSTEM_CALLS)
 def test_a_kill_at_each_system_call(call: str, tmp_path: Path) -> None:
-    """strace kills the writer at its n-th call of a kind, on the save's own files; no call is missed for our layer."""
+    """strace kills the writer at its n-th call of a kind, so that none escapes for not being in our layer."""
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")
     prepared, expected = tmp_path / "prepared", expected_fingerprints(4)
     trainer = [sys.executable, "-m", "checkpoint_lab.trainer"]
     subprocess.run([*trainer, str(prepared), "2"], env=environment(), check=True, capture_output=True)
-    # Calls before the first save (imports) are counted in a run to step 2, which only loads; then they are skipped.
+    # A run to step 2 only loads: its calls (imports, mostly) are counted and skipped.
     first, last = (_count(strace, call, prepared, tmp_path, steps) for steps in (2, 3))
     assert last > first, f"a save makes no {call} call"
     n_kills = 0
@@ -67,7 +69,9 @@ def test_a_kill_at_each_system_call(call: str, tmp_path: Path) -> None:
         shutil.copytree(prepared, root)
         inject = [strace, "-f", "-o", "/dev/null", "-e", f"trace={call}", "-e"]
         inject.append(f"inject={call}:signal=KILL:when={number}")
-        done = subprocess.run([*inject, *trainer, str(root), "3"], env=environment(), capture_output=True, text=True)
+        done = subprocess.run(
+            [*inject, *trainer, str(root), "3"], env=environment(), capture_output=True, text=True
+        )
         safe = 3 if "3" in done.stdout.split() else 2
         n_kills += done.returncode != 0
         checkpoint = CheckpointStore(root).load_newest()
@@ -82,8 +86,20 @@ def test_a_kill_at_each_system_call(call: str, tmp_path: Path) -> None:
 def _count(strace: str, call: str, prepared: Path, tmp_path: Path, steps: int) -> int:
     root, log = tmp_path / "counted", tmp_path / "log"
     shutil.copytree(prepared, root)
-    command = [strace, "-f", "-o", str(log), "-e", f"trace={call}", sys.executable, "-m", "checkpoint_lab.trainer"]
-    done = subprocess.run([*command, str(root), str(steps)], env=environment(), capture_output=True, text=True)
+    command = [
+        strace,
+        "-f",
+        "-o",
+        str(log),
+        "-e",
+        f"trace={call}",
+        sys.executable,
+        "-m",
+        "checkpoint_lab.trainer",
+    ]
+    done = subprocess.run(
+        [*command, str(root), str(steps)], env=environment(), capture_output=True, text=True
+    )
     if done.returncode != 0:
         pytest.skip(f"strace cannot trace here: {done.stderr.strip()[-200:]}")
     shutil.rmtree(root)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+
 from checkpoint_lab import checks
 from checkpoint_lab.planted import PLANTED
-
 from wafergpt.errors import StorageError
 
 
-class Seen(Exception):
+class SeenError(Exception):
     """A check reported a violation: no need to run it to the end."""
 
 
@@ -17,10 +17,10 @@ class Seen(Exception):
 def test_the_suite_sees(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop_at_first(self: checks.Outcome, holds: bool, message: str) -> None:
         if not holds:
-            raise Seen(message)
+            raise SeenError(message)
 
     monkeypatch.setattr(checks.Outcome, "require", stop_at_first)
     make_store, check = PLANTED[bug]
     # A writer that fails on a healthy disk raises out of the check instead of being reported by it.
-    with pytest.raises((Seen, StorageError)):
+    with pytest.raises((SeenError, StorageError)):
         check(make_store)

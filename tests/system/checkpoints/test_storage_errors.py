@@ -1,4 +1,4 @@
-"""Storage that fails: every error at every call, real limits, a real full file system, flipped bits on the way."""
+"""Storage that fails: every error at every call, real limits, a real full file system, flipped bits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from checkpoint_lab import checks
 from checkpoint_lab.process import report
 

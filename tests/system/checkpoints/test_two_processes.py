@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from checkpoint_lab import checks
 from checkpoint_lab.process import memory_folder, report
 
