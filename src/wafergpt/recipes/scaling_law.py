@@ -37,7 +37,7 @@ class ScalingLaw:
         """Expected loss in nats/token. Raises ConfigError unless `flops` is positive and finite."""
         if not (math.isfinite(flops) and flops > 0):
             raise ConfigError(f"flops = {flops!r} must be positive and finite")
-        return (flops / self.scale_flops) ** -self.exponent + self.irreducible
+        return float((flops / self.scale_flops) ** -self.exponent) + self.irreducible
 
     def flops(self, loss: float) -> float:
         """Training FLOPs needed to reach `loss`; the inverse of `loss`.
