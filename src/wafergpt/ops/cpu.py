@@ -29,6 +29,11 @@ def _kernels() -> ctypes.CDLL:
     return library
 
 
+def attention_supported() -> bool:
+    """Whether the CPU has AVX-512 BF16, which the attention kernel needs."""
+    return bool(_kernels().wg_attention_supported())
+
+
 class LayerNorm(torch.autograd.Function):
     """float32 rows in, bfloat16 rows out; x [N, D] contiguous, weight and bias [D] float32."""
 

@@ -18,9 +18,14 @@ from wafergpt.kernels import build
 from wafergpt.ops import cpu, reference
 
 
+def _have_kernels(x: Tensor) -> bool:
+    """Whether x is where our kernels are; not under torch.compile, which makes its own."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and build.library() is not None
+
+
 def _kernels_for(x: Tensor) -> bool:
     """Whether our CPU kernels can take the bfloat16 tensor x."""
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and build.library() is not None
+    return x.dtype == torch.bfloat16 and _have_kernels(x)
 
 
 def int8_supported() -> bool:
@@ -80,8 +85,7 @@ def causal_attention_packed(qkv: Tensor, n_heads: int, scale: float) -> Tensor:
     """Causal self-attention of packed qkv [B, T, 3D] -> [B, T, D] (no padding, no cache)."""
     n_rows, n_positions, width = qkv.shape
     d_head = width // 3 // n_heads
-    library = build.library()
-    if d_head % 2 == 0 and _kernels_for(qkv) and library is not None and library.wg_attention_supported():
+    if d_head % 2 == 0 and _kernels_for(qkv) and cpu.attention_supported():
         mixed: Tensor = cpu.CausalAttention.apply(qkv, n_heads, scale)
         return mixed
     q, k, v = qkv.view(n_rows, n_positions, 3, n_heads, d_head).permute(2, 0, 3, 1, 4)
