@@ -18,8 +18,13 @@ from wafergpt.errors import CheckpointError
 from wafergpt.inference import generate as generation
 from wafergpt.inference.generate import Generation, Piece
 from wafergpt.inference.sampling import SamplingConfig
-from wafergpt.model.config import GPTConfig
+from wafergpt.model.config import FlopsConvention, GPTConfig
+from wafergpt.recipes.budget import TrainingRate
+from wafergpt.recipes.compute_optimal import Recipe
+from wafergpt.recipes.scaling_law import Status
+from wafergpt.runs.pretrain import rate_probe
 from wafergpt.tokenizer.bpe import Tokenizer
+from wafergpt.units import format_count, format_flops
 
 __all__ = ["LoadedModel", "SamplingConfig", "generate", "load"]
 
@@ -83,3 +88,21 @@ def generate(
     sampling = _sampling(sampling, options)
     loaded = model if isinstance(model, LoadedModel) else load(model)
     return loaded.generate(prompt, sampling)
+
+
+def measure_training_rate(recipe: Recipe, duration_s: float = 4.0) -> TrainingRate:
+    """How fast this machine trains `recipe`'s model: real optimiser steps on random tokens, bfloat16.
+
+    Timed for about `duration_s` after a first step of warm-up.
+    """
+    from wafergpt.training.loop import measure_tokens_per_s
+
+    tokens_per_s = measure_tokens_per_s(rate_probe(recipe), duration_s)
+    flops_per_token = recipe.model.flops_per_token(FlopsConvention.BENCHMARK, recipe.seq_len)
+    size = format_count(recipe.model.n_params)
+    return TrainingRate(
+        flops_per_s=tokens_per_s * flops_per_token,
+        status=Status.MEASURED,
+        source=f"{tokens_per_s:,.0f} tokens/s with {size} parameters in bf16, "
+        f"{format_flops(tokens_per_s * flops_per_token, per_second=True)}",
+    )

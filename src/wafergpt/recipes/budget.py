@@ -12,6 +12,9 @@ from wafergpt.recipes.compute_optimal import Note, Recipe, from_params
 from wafergpt.recipes.scaling_law import Status
 from wafergpt.units import format_count
 
+FIRST_GUESS_PARAMS = 3e6
+LARGEST_MEASURED_PARAMS = 3e7  # its state is half a gigabyte, its step a second or two on two cores
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRate:
@@ -42,33 +45,48 @@ def from_flops(
 
 def from_hours(
     hours: float,
-    measure: Callable[[], TrainingRate],
+    measure: Callable[[Recipe], TrainingRate],
     *,
     parametrization: Parametrization = Parametrization.MUP,
     vocab_size: int | None = None,
     seq_len: int | None = None,
 ) -> Recipe:
-    """The largest recipe that trains within `hours` at the rate `measure()` returns.
+    """The largest recipe that trains within `hours` at the rate `measure` finds for it.
 
-    Raises ConfigError when the time is below what the smallest recipe takes or above the largest's, or when
-    the rate is not positive.
+    The rate depends on the shape and the shape on the rate, so it is measured twice: on a first guess, and
+    on what that rate leads to (at most `LARGEST_MEASURED_PARAMS`; a larger model is taken to train as
+    fast). Raises ConfigError when the time is below what the smallest recipe takes or above the
+    largest's, or when a rate is not positive.
     """
     if not (math.isfinite(hours) and hours > 0):
         raise ConfigError(f"hours = {hours!r} must be positive and finite")
-    rate = measure()
-    if not (math.isfinite(rate.flops_per_s) and rate.flops_per_s > 0):
-        raise ConfigError(f"the measured training rate of {rate.flops_per_s!r} FLOP/s is not positive")
-
-    def duration_s(recipe: Recipe) -> float:
-        flops = recipe.model.training_flops(recipe.total_tokens, FlopsConvention.BENCHMARK)
-        return flops / rate.flops_per_s
 
     def recipe(n_params: float) -> Recipe:
         return from_params(n_params, parametrization=parametrization, vocab_size=vocab_size, seq_len=seq_len)
 
-    chosen = _largest_within(hours * 3600, duration_s, recipe, "seconds")
+    def within(rate: TrainingRate) -> Recipe:
+        return _largest_within(hours * 3600, lambda r: _duration_s(r, rate), recipe, "seconds")
+
+    first, smallest = _smallest(recipe)
+    guess = within(_checked(measure(recipe(max(FIRST_GUESS_PARAMS, _REQUESTS[first])))))
+    measured = guess
+    if guess.model.n_params > LARGEST_MEASURED_PARAMS:
+        measured = recipe(max(LARGEST_MEASURED_PARAMS, smallest.model.n_params))
+    rate = _checked(measure(measured))
+    chosen = within(rate)
     note = Note(figure="duration", status=rate.status, text=rate.source)
-    return replace(chosen, duration_s=duration_s(chosen), notes=(*chosen.notes, note))
+    return replace(chosen, duration_s=_duration_s(chosen, rate), notes=(*chosen.notes, note))
+
+
+def _checked(rate: TrainingRate) -> TrainingRate:
+    if not (math.isfinite(rate.flops_per_s) and rate.flops_per_s > 0):
+        raise ConfigError(f"the measured training rate of {rate.flops_per_s!r} FLOP/s is not positive")
+    return rate
+
+
+def _duration_s(recipe: Recipe, rate: TrainingRate) -> float:
+    flops = recipe.model.training_flops(recipe.total_tokens, FlopsConvention.BENCHMARK)
+    return flops / rate.flops_per_s
 
 
 # Parameter counts tried for a budget: 0.1M to 400B, 2.3 % apart, finer than the shapes themselves.

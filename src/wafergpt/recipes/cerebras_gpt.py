@@ -28,7 +28,8 @@ SOURCES = {
     "optimizer": "Model Zoo Cerebras_GPT/*.yaml optimizer; common/optim_utils.py",
     "initialisation": "arXiv 2304.03208; Model Zoo layers/init.py",
     "muP": "Model Zoo gpt3/configs/muP/params_gpt3_40M.yaml; 1.9.1 gpt3/README.md",
-    "data": "Hugging Face Cerebras-GPT-13B card",
+    "systems": "Model Zoo Cerebras_GPT/*.yaml comments; arXiv 2304.03208",
+    "eps": "Model Zoo Cerebras_GPT/*.yaml optimizer; rule eps <= sqrt(mean v)/1000, arXiv 2304.03208",
     "loss": "Model Zoo 1.9.1 Cerebras_GPT/README.md",
     "card loss": "Hugging Face Cerebras-GPT card",
     "headline FLOPs": "Model Zoo 1.9.1 Cerebras_GPT/README.md, Hugging Face card",
@@ -242,7 +243,10 @@ def get(name: str) -> PublishedRecipe:
 
     Raises ConfigError for an unknown model, and for GPT-2, whose recipe was never published.
     """
-    member = family.get(name)
+    try:
+        member = family.get(name)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; a recipe for any other size: --params 8M") from None
     if member.name not in RECIPES:
         raise ConfigError(
             f"the training recipe of {member.name} was not published; derive one for its size with "

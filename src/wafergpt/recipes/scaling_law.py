@@ -16,6 +16,7 @@ class Status(StrEnum):
     PUBLISHED = "published"  # printed by the family's authors
     DERIVED = "derived"  # follows from published figures by a stated formula or fit
     ASSUMED = "assumed"  # our own choice
+    MEASURED = "measured"  # on this machine
 
 
 @dataclass(frozen=True, kw_only=True)
