@@ -1,0 +1,83 @@
+"""Round trips and streaming for any text, and cuts that change nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wafergpt.tokenizer.bpe import Tokenizer, byte_alphabet
+from wafergpt.tokenizer.encoder import Encoder
+from wafergpt.tokenizer.incremental import IncrementalDecoder
+from wafergpt.tokenizer.pretokens import is_stable, last_safe_cut, pieces, split
+
+TOKENIZER = Tokenizer.train(["it's the end of the world, naïve 中文。日本語 12 123 \n\n  the  end" * 30], 300)
+ENCODER = Encoder(TOKENIZER)
+
+# Characters on which GPT-2's pattern turns, mixed with any others.
+TURNING = st.sampled_from(
+    [*" \n\t'\x1c\x85\xa0\u2009\u3000.,-_aZsé5²٣中。，😀\u0301\u200b", "'s", "'ll", "  ", " the"]
+)
+TEXTS = st.lists(TURNING | st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=60).map(
+    "".join
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS)
+def test_round_trip_and_fast_encoder(text: str) -> None:
+    ids = TOKENIZER.encode(text)
+    assert TOKENIZER.decode(ids) == text
+    assert ENCODER.encode(text).tolist() == ids
+    if is_stable(text):
+        assert "".join(split(text)) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, st.integers(1, 30))
+def test_safe_cuts_do_not_change_the_ids(text: str, max_chars: int) -> None:
+    parts = list(pieces(text, max_chars))
+    assert "".join(parts) == text
+    assert all(parts)
+    assert [i for part in parts for i in TOKENIZER.encode(part)] == TOKENIZER.encode(text)
+    cut = last_safe_cut(text, 0, max_chars)
+    if cut is not None:
+        assert 0 < cut <= max_chars
+        assert cut < len(text)
+
+
+def test_a_careless_cut_is_caught() -> None:
+    """The planted bug: cutting at a fixed width changes the ids, so the property above can fail."""
+    text = "the end of the world"
+    careless = [text[i : i + 5] for i in range(0, len(text), 5)]
+    assert [i for part in careless for i in TOKENIZER.encode(part)] != TOKENIZER.encode(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, TOKENIZER.vocab_size - 1), max_size=40))
+def test_streamed_text_is_the_whole_text(ids: list[int]) -> None:
+    """Any ids, so any bytes: also sequences that are not UTF-8."""
+    decoder = IncrementalDecoder(TOKENIZER)
+    parts = [decoder.push(token_id) for token_id in ids]
+    assert "".join(parts) + decoder.finish() == TOKENIZER.decode(ids)
+
+
+@pytest.mark.parametrize("text", ["é", "中", "😀", "a😀b中"])
+def test_no_half_character_is_emitted(text: str) -> None:
+    ids = [TOKENIZER.inner.token_to_id(_character_of(byte)) for byte in text.encode()]  # one id per byte
+    decoder = IncrementalDecoder(TOKENIZER)
+    shown = [decoder.push(token_id) for token_id in ids]
+    assert "\ufffd" not in "".join(shown)
+    assert [part for part in shown if part] == list(text)
+    assert decoder.finish() == ""
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=40))
+def test_any_bytes_come_back(data: bytes) -> None:
+    ids = [TOKENIZER.inner.token_to_id(_character_of(byte)) for byte in data]
+    assert TOKENIZER.decode_bytes(ids) == data
+
+
+def _character_of(byte: int) -> str:
+    return next(character for character, value in byte_alphabet().items() if value == byte)
