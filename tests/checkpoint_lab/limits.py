@@ -1,7 +1,7 @@
 """Real storage that refuses: a file-size limit, and a file system that is full.
 
-`python -m checkpoint_lab.limits file-size FOLDER`, or `full FOLDER` where FOLDER is a small file system, prints
-one JSON line. It runs in a process of its own because the limit holds for a whole process.
+`python -m checkpoint_lab.limits file-size FOLDER`, or `full FOLDER` where FOLDER is a small file system,
+prints one JSON line. It runs in its own process because the limit holds for a whole process.
 """
 
 from __future__ import annotations
