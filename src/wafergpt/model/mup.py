@@ -132,7 +132,7 @@ def _mup_rules(config: GPTConfig) -> dict[Role, ParameterRule]:
 def multipliers(config: GPTConfig) -> Multipliers:
     """The forward pass's constants: all plain under standard, 1/d_head attention under muP."""
     if config.mup is None:
-        return Multipliers(embedding=1.0, attention_scale=config.d_head**-0.5, logits=1.0)
+        return Multipliers(embedding=1.0, attention_scale=1.0 / math.sqrt(config.d_head), logits=1.0)
     mup: MuPConfig = config.mup
     return Multipliers(
         embedding=mup.embedding_multiplier,

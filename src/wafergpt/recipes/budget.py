@@ -96,7 +96,11 @@ _REQUESTS = tuple(10 ** (exponent / 100) for exponent in range(500, 1161))
 def _largest_within(
     budget: float, cost: Callable[[Recipe], float], recipe: Callable[[float], Recipe], unit: str
 ) -> Recipe:
-    """The recipe of the largest request whose cost is within `budget`; costs rise with the request."""
+    """The recipe of about the largest request whose cost is within `budget`, by bisection.
+
+    Costs rise with the request, by at most 1.44 from one shape to the next, but for dips of up to 15 % where
+    the sequence length changes; near a dip the choice may lie that much below the largest, never above.
+    """
     if not (math.isfinite(budget) and budget > 0):
         raise ConfigError(f"a budget of {budget!r} {unit} must be positive and finite")
     first, smallest = _smallest(recipe)

@@ -166,7 +166,13 @@ _MUP_INIT = (
     "the *_mup.yaml files of Model Zoo 1.9.1 carry the standard initialisers (0.02 ...) by mistake; "
     "later releases use the muP values given here"
 )
+_TWO_PHASES = (
+    "after 57,000 steps the batch grew from 720 to 1080 and the step counter was set to 57,000 * 720 / 1080 "
+    "= 38,000: one learning-rate curve over tokens"
+)
 _SYSTEMS = "the paper says 16 systems, the YAML's comment 8"
+
+_OWN_NOTES = {"6.7B": _SYSTEMS, "13B": _TWO_PHASES}
 
 #  size: (peak LR, decay, eps, test loss, card loss, headline FLOPs, older FLOPs, muP loss), source: SOURCES
 _RUNS: dict[str, tuple[float, Decay, float, float, float, float, float, float | None]] = {
@@ -202,7 +208,7 @@ def _recipes() -> list[PublishedRecipe]:
                 card_loss=card_loss,
                 headline_flops=flops,
                 older_flops=older_flops,
-                notes=_notes(size, card, _SYSTEMS if size == "6.7B" else ""),
+                notes=_notes(size, card, _OWN_NOTES.get(size, "")),
             )
         )
         if mup_loss is None:

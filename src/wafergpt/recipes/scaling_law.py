@@ -43,15 +43,11 @@ class ScalingLaw:
     def flops(self, loss: float) -> float:
         """Training FLOPs needed to reach `loss`; the inverse of `loss`.
 
-        Raises ConfigError for a loss at or below the irreducible one, which no budget reaches, or one so
-        close to it that the budget exceeds what a float holds.
+        Raises ConfigError for a loss at or below the irreducible one, which no budget reaches.
         """
         if not (math.isfinite(loss) and loss > self.irreducible):
             raise ConfigError(f"loss = {loss!r} is out of reach: the law never goes below {self.irreducible}")
-        log_flops = math.log(self.scale_flops) - math.log(loss - self.irreducible) / self.exponent
-        if log_flops > 700:  # exp(709.8) is the largest float
-            raise ConfigError(f"loss = {loss!r} is so close to {self.irreducible} that the budget overflows")
-        return math.exp(log_flops)
+        return float(self.scale_flops * (loss - self.irreducible) ** (-1 / self.exponent))
 
     def extrapolates(self, flops: float) -> bool:
         """Whether `flops` lies outside the runs the law was fitted to."""

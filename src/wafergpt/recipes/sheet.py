@@ -11,7 +11,7 @@ from wafergpt.recipes import cerebras_gpt
 from wafergpt.recipes.cerebras_gpt import SOURCES, Phase, PublishedRecipe
 from wafergpt.recipes.compute_optimal import Note, Recipe
 from wafergpt.recipes.scaling_law import Status, law
-from wafergpt.units import format_count, format_duration, format_flops
+from wafergpt.units import format_count, format_duration
 
 Value = int | float | str
 
@@ -231,7 +231,7 @@ def _flops_rows(config: GPTConfig, n_tokens: int) -> list[Row]:
     rows = []
     for figure, convention, source in _CONVENTIONS:
         flops = config.training_flops(n_tokens, convention)
-        rows.append(_derived(figure, flops, f"{flops:.3e} ({format_flops(flops)})", source))
+        rows.append(_derived(figure, flops, f"{flops:.3e}", source))
     return rows
 
 
