@@ -18,7 +18,9 @@ class Precision(StrEnum):
 
     FP32 = "fp32"
     BF16 = "bf16"  # weights of two or more dimensions as bfloat16 copies of float32 masters
-    INT8 = "int8"  # as bf16, and the products in int8, gradients rounded stochastically (ops.cpu); AVX-512 VNNI
+    INT8 = (
+        "int8"  # as bf16, and the products in int8, gradients rounded stochastically (ops.cpu); AVX-512 VNNI
+    )
 
 
 class Decay(StrEnum):

@@ -53,7 +53,7 @@ class World:
         if self.size == 1:
             return module
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(module, device_ids=device_ids)  # there are no buffers
 
 
 class LossModule(nn.Module):
@@ -80,7 +80,10 @@ def pick_device(device: Device, local_rank: int) -> torch.device:
 
 @contextlib.contextmanager
 def join(device: Device) -> Iterator[World]:
-    """The world this process was started in: alone, or one of those `torchrun` started (RANK, WORLD_SIZE)."""
+    """The world this process was started in: alone, or one of those `torchrun` started (RANK, WORLD_SIZE).
+
+    A process group that is there already is used and left in place.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     picked = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if size == 1:
@@ -88,8 +91,11 @@ def join(device: Device) -> Iterator[World]:
         return
     if picked.type == "cuda":
         torch.cuda.set_device(picked)
-    dist.init_process_group("nccl" if picked.type == "cuda" else "gloo")
+    is_ours = not dist.is_initialized()
+    if is_ours:
+        dist.init_process_group("nccl" if picked.type == "cuda" else "gloo")
     try:
         yield World(rank=dist.get_rank(), size=size, device=picked)
     finally:
-        dist.destroy_process_group()
+        if is_ours:
+            dist.destroy_process_group()

@@ -220,12 +220,12 @@ class _Run:
             self._leave(signals)
         held_out = self._final_evaluation()
         self._plot()
-        self._tell("finished", f"finished at step {self.trainer.state.step}: {self.saved}")
-        assert self.saved is not None, "the last step is always saved"
         state = self.trainer.state
+        checkpoint = self.saved or self.folder.store.paths()[0]  # the first process saved before it evaluated
+        self._tell("finished", f"finished at step {state.step}: {checkpoint}")
         return FitResult(
             folder=self.folder.path,
-            checkpoint=self.saved,
+            checkpoint=checkpoint,
             total_tokens=state.sample_index * self.config.data.seq_len,
             n_skipped=state.n_skipped,
             bit_exact=state.bit_exact,

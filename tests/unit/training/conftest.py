@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,3 +29,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def ram_path() -> Iterator[Path]:
+    """A fresh folder in memory where the machine has one: an fsync there costs next to nothing."""
+    root = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=root if os.access(root, os.W_OK) else None) as folder:
+        yield Path(folder)

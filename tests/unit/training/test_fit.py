@@ -54,13 +54,13 @@ def events(folder: Path) -> list[tuple[int, str]]:
     return [(line["step"], line["event"]) for line in metrics.read(folder / "events.jsonl")]
 
 
-def test_a_run_leaves_a_complete_folder(data: Path, tmp_path: Path) -> None:
+def test_a_run_leaves_a_complete_folder(data: Path, ram_path: Path) -> None:
     text = io.StringIO()
     config = short(data, sample_every=5, log_every=2)
     console = Console(file=text, width=200)
     result = fit(
         config,
-        tmp_path / "run",
+        ram_path / "run",
         sampler=lambda model, step: [f"sample at {step} of {type(model).__name__}"],
         options=FitOptions(console=console, tensorboard=True),
     )
@@ -96,9 +96,9 @@ def test_a_run_leaves_a_complete_folder(data: Path, tmp_path: Path) -> None:
     assert "step 3/10" not in shown
 
 
-def test_a_checkpoint_holds_all_a_stranger_needs(data: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_holds_all_a_stranger_needs(data: Path, ram_path: Path) -> None:
     config = short(data)
-    path = fit(config, tmp_path / "run", options=SILENT).checkpoint
+    path = fit(config, ram_path / "run", options=SILENT).checkpoint
     checkpoint = CheckpointStore(path.parent).load(path)
     assert checkpoint.documents["config.json"] == json.loads(json.dumps(to_dict(config)))
     assert checkpoint.documents["environment.json"]["torch"] == torch.__version__
@@ -107,94 +107,94 @@ def test_a_checkpoint_holds_all_a_stranger_needs(data: Path, tmp_path: Path) -> 
     assert sum(p.numel() for p in model.parameters()) == config.model.n_params
 
 
-def test_a_used_folder_needs_resume(data: Path, tmp_path: Path) -> None:
+def test_a_used_folder_needs_resume(data: Path, ram_path: Path) -> None:
     config = short(data)
-    fit(config, tmp_path / "run", options=SILENT)
-    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    fit(config, ram_path / "run", options=SILENT)
+    before = (ram_path / "run" / "metrics.jsonl").read_bytes()
     with pytest.raises(ConfigError, match="holds a run already: add --resume"):
-        fit(config, tmp_path / "run", options=SILENT)
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+        fit(config, ram_path / "run", options=SILENT)
+    assert (ram_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_foreign_folder_is_left_alone(data: Path, tmp_path: Path, resume: bool) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
+def test_a_foreign_folder_is_left_alone(data: Path, ram_path: Path, resume: bool) -> None:
+    (ram_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ConfigError, match="is not empty and holds no run"):
-        fit(short(data), tmp_path, resume=resume, options=SILENT)
-    assert os.listdir(tmp_path) == ["thesis.tex"]
+        fit(short(data), ram_path, resume=resume, options=SILENT)
+    assert os.listdir(ram_path) == ["thesis.tex"]
 
 
-def test_a_file_is_no_folder(data: Path, tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("")
+def test_a_file_is_no_folder(data: Path, ram_path: Path) -> None:
+    (ram_path / "run").write_text("")
     with pytest.raises(ConfigError, match="is a file, not a folder"):
-        fit(short(data), tmp_path / "run", options=SILENT)
+        fit(short(data), ram_path / "run", options=SILENT)
 
 
-def test_resuming_nothing_starts(data: Path, tmp_path: Path) -> None:
-    assert fit(short(data), tmp_path / "run", resume=True, options=SILENT).total_tokens == 640
+def test_resuming_nothing_starts(data: Path, ram_path: Path) -> None:
+    assert fit(short(data), ram_path / "run", resume=True, options=SILENT).total_tokens == 640
 
 
-def test_resuming_a_finished_run_changes_nothing(data: Path, tmp_path: Path) -> None:
-    first = fit(short(data), tmp_path / "run", options=SILENT)
-    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    second = fit(short(data), tmp_path / "run", resume=True, options=SILENT)
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+def test_resuming_a_finished_run_changes_nothing(data: Path, ram_path: Path) -> None:
+    first = fit(short(data), ram_path / "run", options=SILENT)
+    before = (ram_path / "run" / "metrics.jsonl").read_bytes()
+    second = fit(short(data), ram_path / "run", resume=True, options=SILENT)
+    assert (ram_path / "run" / "metrics.jsonl").read_bytes() == before
     assert (second.held_out, second.checkpoint) == (first.held_out, first.checkpoint)
     assert second.elapsed_s > 0
 
 
-def test_only_damaged_checkpoints_stop_a_resume(data: Path, tmp_path: Path) -> None:
-    fit(short(data), tmp_path / "run", options=SILENT)
-    for path in (tmp_path / "run" / "checkpoints").glob("step-*/model.safetensors"):
+def test_only_damaged_checkpoints_stop_a_resume(data: Path, ram_path: Path) -> None:
+    fit(short(data), ram_path / "run", options=SILENT)
+    for path in (ram_path / "run" / "checkpoints").glob("step-*/model.safetensors"):
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be loaded"):
-        fit(short(data), tmp_path / "run", resume=True, options=SILENT)
+        fit(short(data), ram_path / "run", resume=True, options=SILENT)
 
 
-def test_a_folder_in_use_is_refused(data: Path, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    with RunLock(tmp_path / "run"), pytest.raises(RunLockedError, match=f"in use by process {os.getpid()}"):
-        fit(short(data), tmp_path / "run", options=SILENT)
+def test_a_folder_in_use_is_refused(data: Path, ram_path: Path) -> None:
+    (ram_path / "run").mkdir()
+    with RunLock(ram_path / "run"), pytest.raises(RunLockedError, match=f"in use by process {os.getpid()}"):
+        fit(short(data), ram_path / "run", options=SILENT)
 
 
-def test_missing_data_leaves_no_folder_behind(tmp_path: Path) -> None:
+def test_missing_data_leaves_no_folder_behind(ram_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        fit(short(tmp_path / "nothing"), tmp_path / "run", options=SILENT)
-    assert not (tmp_path / "run").exists()
+        fit(short(ram_path / "nothing"), ram_path / "run", options=SILENT)
+    assert not (ram_path / "run").exists()
 
 
-def test_ids_outside_the_vocabulary_are_refused(data: Path, tmp_path: Path) -> None:
+def test_ids_outside_the_vocabulary_are_refused(data: Path, ram_path: Path) -> None:
     config = short(data)
     small = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=50))
     with pytest.raises(DataError, match=r"outside the model's vocabulary of 50; set model\.vocab_size=61"):
-        fit(small, tmp_path / "run", options=SILENT)
+        fit(small, ram_path / "run", options=SILENT)
 
 
-def test_a_corpus_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
-    write_data(tmp_path / "data", n_train=10)
+def test_a_corpus_shorter_than_a_window_is_refused(ram_path: Path) -> None:
+    write_data(ram_path / "data", n_train=10)
     with pytest.raises(DataError, match="fewer than one window"):
-        fit(short(tmp_path / "data"), tmp_path / "run", options=SILENT)
+        fit(short(ram_path / "data"), ram_path / "run", options=SILENT)
 
 
-def test_other_data_under_the_same_name_is_refused(tmp_path: Path) -> None:
-    config = short(write_data(tmp_path / "data"))
-    fit(config, tmp_path / "run", options=SILENT)
-    shutil.rmtree(tmp_path / "data")
-    write_data(tmp_path / "data", n_train=1_999)
+def test_other_data_under_the_same_name_is_refused(ram_path: Path) -> None:
+    config = short(write_data(ram_path / "data"))
+    fit(config, ram_path / "run", options=SILENT)
+    shutil.rmtree(ram_path / "data")
+    write_data(ram_path / "data", n_train=1_999)
     with pytest.raises(DataError, match="is not the data this run was trained on"):
-        fit(config, tmp_path / "run", resume=True, options=SILENT)
+        fit(config, ram_path / "run", resume=True, options=SILENT)
 
 
-def test_another_config_is_refused_and_a_free_key_may_change(data: Path, tmp_path: Path) -> None:
+def test_another_config_is_refused_and_a_free_key_may_change(data: Path, ram_path: Path) -> None:
     config = short(data)
-    fit(config, tmp_path / "run", options=SILENT)
+    fit(config, ram_path / "run", options=SILENT)
     other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, peak_lr=0.5))
     with pytest.raises(ConfigError, match=r"cannot resume with another optim\.peak_lr: 0\.01 -> 0\.5"):
-        fit(other, tmp_path / "run", resume=True, options=SILENT)
+        fit(other, ram_path / "run", resume=True, options=SILENT)
     free = dataclasses.replace(config, keep=2)
-    assert fit(free, tmp_path / "run", resume=True, options=SILENT).bit_exact
-    assert load(TrainConfig, tmp_path / "run" / "config.yaml") == free
-    assert "keep: 3 -> 2" in (tmp_path / "run" / "events.jsonl").read_text()
+    assert fit(free, ram_path / "run", resume=True, options=SILENT).bit_exact
+    assert load(TrainConfig, ram_path / "run" / "config.yaml") == free
+    assert "keep: 3 -> 2" in (ram_path / "run" / "events.jsonl").read_text()
 
 
 def interrupted_at_5(config: TrainConfig, folder: Path) -> None:
@@ -207,27 +207,27 @@ def interrupted_at_5(config: TrainConfig, folder: Path) -> None:
         fit(dataclasses.replace(config, sample_every=1), folder, sampler=stop, options=SILENT)
 
 
-def test_another_rounding_is_reported_and_remembered(data: Path, tmp_path: Path) -> None:
+def test_another_rounding_is_reported_and_remembered(data: Path, ram_path: Path) -> None:
     config = short(data)
-    interrupted_at_5(config, tmp_path / "run")
+    interrupted_at_5(config, ram_path / "run")
     inexact = dataclasses.replace(config, micro_batch_size=2)
-    assert not fit(inexact, tmp_path / "run", resume=True, options=SILENT).bit_exact
-    text = (tmp_path / "run" / "events.jsonl").read_text()
+    assert not fit(inexact, ram_path / "run", resume=True, options=SILENT).bit_exact
+    text = (ram_path / "run" / "events.jsonl").read_text()
     assert "micro_batch_size: 4 -> 2" in text and "bit_exact: false" in text
-    assert not fit(inexact, tmp_path / "run", resume=True, options=SILENT).bit_exact
+    assert not fit(inexact, ram_path / "run", resume=True, options=SILENT).bit_exact
 
 
 @pytest.mark.parametrize("name", sorted(environment.fingerprint(World())))
 def test_another_environment_is_reported(
-    data: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    data: Path, ram_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = short(data, schedule=ScheduleConfig(warmup_steps=0, total_steps=1))
     now = environment.fingerprint(World())
     monkeypatch.setattr("wafergpt.training.fit.fingerprint", lambda world: {**now, name: "another"})
-    fit(config, tmp_path / "run", options=SILENT)
+    fit(config, ram_path / "run", options=SILENT)
     monkeypatch.undo()
-    assert not fit(config, tmp_path / "run", resume=True, options=SILENT).bit_exact
-    assert f"environment changed: {name} was 'another'" in (tmp_path / "run" / "events.jsonl").read_text()
+    assert not fit(config, ram_path / "run", resume=True, options=SILENT).bit_exact
+    assert f"environment changed: {name} was 'another'" in (ram_path / "run" / "events.jsonl").read_text()
 
 
 def test_a_new_entry_of_the_environment_is_a_mismatch() -> None:
@@ -237,21 +237,21 @@ def test_a_new_entry_of_the_environment_is_a_mismatch() -> None:
 
 
 def test_a_run_of_bad_numbers_stops_by_name(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, ram_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backward = Trainer._backward
     monkeypatch.setattr(
         Trainer, "_backward", lambda self: backward(self) if self.state.step < 6 else float("nan")
     )
     with pytest.raises(NonFiniteError, match="step 16: loss nan"):
-        fit(tiny_config(data, save_every=3), tmp_path / "run", options=SILENT)
-    assert events(tmp_path / "run")[-1] == (16, "stopped")
-    newest = CheckpointStore(tmp_path / "run" / "checkpoints").load_newest()
+        fit(tiny_config(data, save_every=3), ram_path / "run", options=SILENT)
+    assert events(ram_path / "run")[-1] == (16, "stopped")
+    newest = CheckpointStore(ram_path / "run" / "checkpoints").load_newest()
     assert (newest.step, newest.documents["state.json"]["n_skipped_in_a_row"]) == (15, 9)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, ram_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = CheckpointStore.save
 
@@ -262,16 +262,16 @@ def test_a_full_disk_keeps_the_last_checkpoint(
 
     monkeypatch.setattr(CheckpointStore, "save", full)
     with pytest.raises(StorageError, match="No space left"):
-        fit(short(data), tmp_path / "run", options=SILENT)
+        fit(short(data), ram_path / "run", options=SILENT)
     monkeypatch.undo()
-    assert fit(short(data), tmp_path / "run", resume=True, options=SILENT).total_tokens == 640
-    assert "resumed" in [name for _, name in events(tmp_path / "run")]
+    assert fit(short(data), ram_path / "run", resume=True, options=SILENT).total_tokens == 640
+    assert "resumed" in [name for _, name in events(ram_path / "run")]
 
 
-def test_what_is_missing_or_odd_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_data(tmp_path / "data")
-    shutil.rmtree(tmp_path / "data" / "held_out")
-    config = short(tmp_path / "data")
+def test_what_is_missing_or_odd_is_said(ram_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_data(ram_path / "data")
+    shutil.rmtree(ram_path / "data" / "held_out")
+    config = short(ram_path / "data")
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, vocab_size=64),
@@ -280,26 +280,26 @@ def test_what_is_missing_or_odd_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     text = io.StringIO()
     options = FitOptions(console=Console(file=text, width=200), measure_peak=False)
-    assert fit(config, tmp_path / "run", options=options).held_out is None
+    assert fit(config, ram_path / "run", options=options).held_out is None
     shown = text.getvalue()
     assert "the data has no held-out part, so nothing is evaluated" in shown
     assert "the model's vocabulary has 64 entries, the data's 61; the rest is never used" in shown
     assert "no loss curve drawn: the loss curve needs matplotlib" in shown
 
 
-def test_an_epsilon_above_the_rule_is_said(data: Path, tmp_path: Path) -> None:
+def test_an_epsilon_above_the_rule_is_said(data: Path, ram_path: Path) -> None:
     config = short(data)
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, eps=0.1))
-    fit(config, tmp_path / "run", options=SILENT)
-    assert "optim.eps = 0.1 is above sqrt(mean of v)/1000" in (tmp_path / "run" / "events.jsonl").read_text()
+    fit(config, ram_path / "run", options=SILENT)
+    assert "optim.eps = 0.1 is above sqrt(mean of v)/1000" in (ram_path / "run" / "events.jsonl").read_text()
 
 
 def test_without_tensorboard_the_install_line_is_named(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, ram_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'wafergpt\[tensorboard\]'"):
-        fit(short(data), tmp_path / "run", options=dataclasses.replace(SILENT, tensorboard=True))
+        fit(short(data), ram_path / "run", options=dataclasses.replace(SILENT, tensorboard=True))
 
 
 def test_a_terminal_gets_a_live_line(data: Path) -> None:

@@ -6,9 +6,11 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from wafergpt.data.shards import Manifest, ShardWriter
 from wafergpt.model.config import GPTConfig
+from wafergpt.ops import dispatch
 from wafergpt.training.config import DataConfig, OptimConfig, Precision, ScheduleConfig, TrainConfig
 
 VOCAB_SIZE = 61
@@ -34,6 +36,12 @@ def write_data(folder: Path, n_train: int = 2_000, n_held_out: int = 205) -> Pat
         ).save(folder / part)
     (folder / "tokenizer.json").write_bytes(b"{}")
     return folder
+
+
+def skip_unless_supported(precision: Precision) -> None:
+    """int8 products need our kernels and a CPU with AVX-512 VNNI."""
+    if precision is Precision.INT8 and not dispatch.int8_supported():
+        pytest.skip("int8 products are not supported here: no kernels, or no AVX-512 VNNI")
 
 
 def tiny_config(data: Path, **changes: object) -> TrainConfig:
