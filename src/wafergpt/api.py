@@ -5,7 +5,7 @@ What needs torch is imported inside the functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from wafergpt.checkpoints.checkpoint import Skipped
 from wafergpt.checkpoints.native import load_checkpoint
 from wafergpt.config import from_dict, require
 from wafergpt.errors import CheckpointError
+from wafergpt.evaluation.report import EvaluationReport
 from wafergpt.inference import generate as generation
 from wafergpt.inference.generate import Generation, Piece
 from wafergpt.inference.sampling import SamplingConfig
@@ -26,7 +27,7 @@ from wafergpt.runs.pretrain import rate_probe
 from wafergpt.tokenizer.bpe import Tokenizer
 from wafergpt.units import format_count, format_flops
 
-__all__ = ["LoadedModel", "SamplingConfig", "generate", "load"]
+__all__ = ["LoadedModel", "SamplingConfig", "evaluate", "generate", "load"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,35 @@ def generate(
     sampling = _sampling(sampling, options)
     loaded = model if isinstance(model, LoadedModel) else load(model)
     return loaded.generate(prompt, sampling)
+
+
+def evaluate(
+    model: LoadedModel | Path | str,
+    data: Sequence[Path | str],
+    *,
+    seq_len: int | None = None,
+    stride: int | None = None,
+    baselines: bool = False,
+) -> EvaluationReport:
+    """Measure a model on held-out text: nats/token, perplexity and bits/byte; its row is the first.
+
+    `data` is one prepared folder (its held-out part) or text files. `seq_len` (the model's) and `stride`
+    (half of it) set the windows; with `baselines` gzip, xz and n-gram models follow. Raises DataError,
+    ConfigError, NonFiniteError; what `load` raises for a folder.
+    """
+    from wafergpt.evaluation.held_out import HeldOut, evaluate_text
+
+    loaded = model if isinstance(model, LoadedModel) else load(model)
+    held_out = HeldOut.open([Path(path) for path in data], loaded.tokenizer)
+    return evaluate_text(
+        loaded.backend,
+        loaded.tokenizer,
+        held_out,
+        name=f"this model ({format_count(loaded.config.n_params)} parameters)",
+        seq_len=seq_len,
+        stride=stride,
+        with_baselines=baselines,
+    )
 
 
 def measure_training_rate(recipe: Recipe, duration_s: float = 4.0) -> TrainingRate:
