@@ -38,7 +38,7 @@ def test_every_size_has_a_recipe_that_can_run(n_params: float, kind: Parametriza
 @settings(max_examples=20, deadline=None)
 @given(flops=log_floats(2e13, 1.9e25), kind=KINDS)
 def test_no_budget_is_exceeded_and_most_of_it_is_used(flops: float, kind: Parametrization) -> None:
-    """Between neighbouring shapes FLOPs grow by at most 1.44, with dips to 0.86: at least 0.86 / 1.44 is used."""
+    """From one shape to the next FLOPs grow by at most 1.44 and dip to 0.86: at least 0.86 / 1.44 is used."""
     recipe = from_flops(flops, parametrization=kind)
     assert 0.59 * flops <= recipe.flops <= flops
 
