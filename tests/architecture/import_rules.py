@@ -70,6 +70,7 @@ RULES: dict[str, Rule] = {
     "runs": _free(8, "recipes", *_MODEL_SHAPE, "training.config", "finetuning.config"),
     "api": _torch(9, ""),  # "": everything below
     "quickstart": _torch(9, "", third_party=("rich",)),
+    "quickstart_report": _torch(9, ""),
     "cli": _free(10, "api", "quickstart", "runs", third_party=("typer", "rich")),
     "cli.doctor": _free(10, "kernels", "assets", third_party=("typer", "torch")),
     "": Rule(layer=11, may_import=("",)),  # the top __init__ names the public API
