@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -110,6 +111,10 @@ def _measure(candidate: Recipe) -> TrainingRate:
     from wafergpt import api
     from wafergpt.units import format_count
 
-    size = format_count(candidate.model.n_params)
+    size, load, n_cores = format_count(candidate.model.n_params), os.getloadavg()[0], os.cpu_count() or 1
+    if load > n_cores:
+        print(
+            f"note: other work keeps this machine busy (load {load:.1f} on {n_cores} cores)", file=sys.stderr
+        )
     print(f"measuring how fast this machine trains a model of {size} parameters ...", file=sys.stderr)
     return api.measure_training_rate(candidate)

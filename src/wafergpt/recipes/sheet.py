@@ -266,7 +266,7 @@ def _derived_result_rows(recipe: Recipe, notes: Mapping[str, Note]) -> list[Row]
         row = _derived("expected loss", recipe.expected_loss, text, "scaling law")
         rows.append(_noted(row, notes, "expected loss"))
     if recipe.duration_s is not None:
-        text = format_duration(recipe.duration_s)
+        text = f"{recipe.duration_s:,.0f} ({format_duration(recipe.duration_s)})"
         row = _derived("training time in seconds", recipe.duration_s, text, "")
         rows.append(_noted(row, notes, "duration"))
     return rows
