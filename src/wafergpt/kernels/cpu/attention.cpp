@@ -36,7 +36,7 @@ void pack_rows(const bf16* source, int64_t stride, int64_t n, int64_t depth, bf1
     for (int64_t row = 0; row < n; ++row) {
         bf16* target = panels + row / kBlock * kBlock * padded + row % kBlock * 2;
         const bf16* in = source + row * stride;
-        for (int64_t k = 0; k < depth; ++k) target[k / 2 * kBlock * 2 + k % 2] = in[k];
+        for (int64_t k = 0; k < depth; k += 2) std::memcpy(target + k * kBlock, in + k, 2 * sizeof(bf16));
     }
 }
 
@@ -44,10 +44,19 @@ void pack_rows(const bf16* source, int64_t stride, int64_t n, int64_t depth, bf1
 void pack_depth(const bf16* source, int64_t stride, int64_t depth, int64_t n, bf16* panels) {
     const int64_t padded = round_up(depth, 2);
     std::memset(panels, 0, sizeof(bf16) * round_up(n, kBlock) * padded);
-    for (int64_t k = 0; k < depth; ++k) {
-        const bf16* in = source + k * stride;
-        for (int64_t column = 0; column < n; ++column)
-            panels[column / kBlock * kBlock * padded + k / 2 * kBlock * 2 + column % kBlock * 2 + k % 2] = in[column];
+    for (int64_t k = 0; k < depth; k += 2) {
+        const bf16 *even = source + k * stride, *odd = k + 1 < depth ? even + stride : nullptr;
+        for (int64_t first = 0; first < n; first += kBlock) {
+            bf16* pairs = panels + first * padded + k * kBlock;
+            const int64_t count = std::min(kBlock, n - first);
+            if (odd == nullptr)
+                for (int64_t i = 0; i < count; ++i) pairs[2 * i] = even[first + i];
+            else
+                for (int64_t i = 0; i < count; ++i) {
+                    pairs[2 * i] = even[first + i];
+                    pairs[2 * i + 1] = odd[first + i];
+                }
+        }
     }
 }
 
@@ -126,6 +135,7 @@ void forward_head(const Shape& n, const bf16* qkv, int64_t head, bf16* out, floa
     pack_rows(k, n.stride, n.t, n.k, w.keys.data());
     pack_depth(v, n.stride, n.t, n.k, w.values.data());
     const int64_t v_depth = round_up(n.t, 2);
+    const float scale = n.scale;  // local: a float behind a reference could change with every store to s
     for (int64_t begin = 0; begin < n.t; begin += kBlock) {
         const int64_t rows = std::min(kBlock, n.t - begin), seen = begin + rows, width = round_up(seen, kBlock);
         multiply(q + begin * n.stride, n.stride, w.keys.data(), rows, width, depth, w.s.data(), width, false);
@@ -134,12 +144,11 @@ void forward_head(const Shape& n, const bf16* qkv, int64_t head, bf16* out, floa
             bf16* p = w.p.data() + r * width;
             const int64_t count = begin + r + 1;
             float largest = -INFINITY, total = 0.0f;
+#pragma omp simd reduction(max : largest)
             for (int64_t i = 0; i < count; ++i) largest = std::max(largest, s[i]);
-            const float shift = largest * n.scale;
-            for (int64_t i = 0; i < count; ++i) {
-                s[i] = exp_fast(s[i] * n.scale - shift);
-                total += s[i];
-            }
+            const float shift = largest * scale;
+            for (int64_t i = 0; i < count; ++i) s[i] = exp_fast(s[i] * scale - shift);
+            for (int64_t i = 0; i < count; ++i) total += s[i];
             const float inverse = 1.0f / total;
             for (int64_t i = 0; i < count; ++i) p[i] = to_bf16(s[i] * inverse);
             std::fill(p + count, p + width, bf16{0});
@@ -154,16 +163,33 @@ void forward_head(const Shape& n, const bf16* qkv, int64_t head, bf16* out, floa
     }
 }
 
+// source [rows, width] -> target [count, 64], rows beyond `rows` zero: 8 x 8 squares, each by three rounds of
+// interleaving. width and count are multiples of 8; source has 64 rows of memory, whatever is in the last ones.
 void transpose_block(const bf16* source, int64_t rows, int64_t width, int64_t count, bf16* target) {
-    for (int64_t i = 0; i < count; ++i) {
-        for (int64_t r = 0; r < rows; ++r) target[i * kBlock + r] = source[r * width + i];
-        for (int64_t r = rows; r < kBlock; ++r) target[i * kBlock + r] = 0;
-    }
+    for (int64_t r = 0; r < kBlock; r += 8)
+        for (int64_t column = 0; column < count; column += 8) {
+            __m128i a[8], b[8];
+            for (int i = 0; i < 8; ++i)
+                a[i] = r + i < rows
+                           ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + (r + i) * width + column))
+                           : _mm_setzero_si128();
+#pragma GCC unroll 3
+            for (int round = 0; round < 3; ++round) {
+                for (int i = 0; i < 4; ++i) {
+                    b[2 * i] = _mm_unpacklo_epi16(a[i], a[i + 4]);
+                    b[2 * i + 1] = _mm_unpackhi_epi16(a[i], a[i + 4]);
+                }
+                for (int i = 0; i < 8; ++i) a[i] = b[i];
+            }
+            for (int i = 0; i < 8; ++i)
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(target + (column + i) * kBlock + r), a[i]);
+        }
 }
 
 void backward_head(const Shape& n, const bf16* qkv, const bf16* out, const bf16* dout, const float* lse,
                    int64_t head, bf16* dqkv, Scratch& w) {
     const int64_t d = n.heads * n.k, depth = round_up(n.k, 2), t_depth = round_up(n.t, 2);
+    const float scale = n.scale;
     const bf16 *q = qkv + head * n.k, *k = q + d, *v = q + 2 * d;
     pack_rows(k, n.stride, n.t, n.k, w.keys.data());          // for scores
     pack_rows(v, n.stride, n.t, n.k, w.values.data());        // for dP = dO V^T
@@ -182,17 +208,15 @@ void backward_head(const Shape& n, const bf16* qkv, const bf16* out, const bf16*
             const float log_sum = lse[begin + r];
             float delta = 0.0f;
             for (int64_t i = 0; i < n.k; ++i) delta += to_float(g[r * d + i]) * to_float(o[r * d + i]);
-            for (int64_t i = 0; i < count; ++i) {
-                const float probability = exp_fast(s[i] * n.scale - log_sum);
-                p[i] = to_bf16(probability);
-                dp[i] = probability * (dp[i] - delta) * n.scale;
-            }
+            for (int64_t i = 0; i < count; ++i) s[i] = exp_fast(s[i] * scale - log_sum);
+            for (int64_t i = 0; i < count; ++i) p[i] = to_bf16(s[i]);
+            for (int64_t i = 0; i < count; ++i) dp[i] = s[i] * (dp[i] - delta) * scale;
             std::fill(p + count, p + width, bf16{0});
             std::fill(dp + count, dp + width, 0.0f);
         }
-        transpose_block(w.p.data(), rows, width, seen, w.p_t.data());
+        transpose_block(w.p.data(), rows, width, width, w.p_t.data());
         for (int64_t i = 0; i < rows * width; ++i) w.p[i] = to_bf16(w.dp[i]);  // now dS
-        transpose_block(w.p.data(), rows, width, seen, w.ds_t.data());
+        transpose_block(w.p.data(), rows, width, width, w.ds_t.data());
         for (int64_t panel = 0; panel < n.k64 / kBlock; ++panel)
             multiply(w.p.data(), width, w.keys_depth.data() + panel * kBlock * t_depth, rows, kBlock,
                      round_up(seen, 2), w.o.data() + panel * kBlock, n.k64, false);

@@ -157,6 +157,7 @@ void wg_cross_entropy_bf16(bf16* logits, const int64_t* labels, float* losses, i
         }
         const float target = to_float(z[label]) * scale;
         float largest = -INFINITY;
+#pragma omp simd reduction(max : largest)
         for (int64_t i = 0; i < v; ++i) largest = std::max(largest, to_float(z[i]));
         const float shift = largest * scale;
         float total = 0.0f;
