@@ -5,16 +5,18 @@ What needs torch is imported inside the functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wafergpt.backends.backend import Backend
 from wafergpt.checkpoints.checkpoint import Skipped
 from wafergpt.checkpoints.native import load_checkpoint
-from wafergpt.config import from_dict, require
-from wafergpt.errors import CheckpointError
+from wafergpt.config import from_dict, override, require
+from wafergpt.config import load as load_config
+from wafergpt.data.shards import Manifest
+from wafergpt.errors import CheckpointError, ConfigError
 from wafergpt.evaluation.report import EvaluationReport
 from wafergpt.inference import generate as generation
 from wafergpt.inference.generate import Generation, Piece
@@ -23,11 +25,17 @@ from wafergpt.model.config import FlopsConvention, GPTConfig
 from wafergpt.recipes.budget import TrainingRate
 from wafergpt.recipes.compute_optimal import Recipe
 from wafergpt.recipes.scaling_law import Status
-from wafergpt.runs.pretrain import rate_probe
+from wafergpt.runs import pretrain
 from wafergpt.tokenizer.bpe import Tokenizer
+from wafergpt.training.config import TrainConfig
 from wafergpt.units import format_count, format_flops
 
-__all__ = ["LoadedModel", "SamplingConfig", "evaluate", "generate", "load"]
+if TYPE_CHECKING:
+    from wafergpt.training.fit import FitResult
+
+__all__ = ["LoadedModel", "SamplingConfig", "TrainConfig", "evaluate", "generate", "load", "train"]
+
+Sampler = Callable[[Any, int], list[str]]  # (the GPT in training, the step) -> texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +135,7 @@ def measure_training_rate(recipe: Recipe, duration_s: float = 4.0) -> TrainingRa
     """
     from wafergpt.training.loop import measure_tokens_per_s
 
-    tokens_per_s = measure_tokens_per_s(rate_probe(recipe), duration_s)
+    tokens_per_s = measure_tokens_per_s(pretrain.rate_probe(recipe), duration_s)
     flops_per_token = recipe.model.flops_per_token(FlopsConvention.BENCHMARK, recipe.seq_len)
     size = format_count(recipe.model.n_params)
     return TrainingRate(
@@ -136,3 +144,73 @@ def measure_training_rate(recipe: Recipe, duration_s: float = 4.0) -> TrainingRa
         source=f"{tokens_per_s:,.0f} tokens/s with {size} parameters in bf16, "
         f"{format_flops(tokens_per_s * flops_per_token, per_second=True)}",
     )
+
+
+def train_config(
+    run: str | None,
+    *,
+    data: Path | None = None,
+    config_file: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> TrainConfig:
+    """The complete config of a run, from a name (`runs.pretrain.named`) or a YAML file, not both.
+
+    `data` is the prepared folder; a file may hold it as `data.path`. `overrides` are `dotted.key=value`.
+    Raises ConfigError; DataError when a named run's folder is missing or damaged.
+    """
+    require((run is None) != (config_file is None), "give either the name of a run or a config file")
+    if config_file is not None:
+        config = load_config(TrainConfig, config_file)
+        return override(config, [*([f"data.path={data}"] if data else []), *overrides])
+    assert run is not None
+    if data is None:
+        raise ConfigError(f"'{run}' needs data: give the folder that 'wafergpt prepare' wrote")
+    return override(pretrain.named(run, data, vocab_size=Manifest.load(data / "train").vocab_size), overrides)
+
+
+def train(
+    run: TrainConfig | str,
+    out: Path | str,
+    *,
+    data: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    sampler: Sampler | None = None,
+    tensorboard: bool = False,
+    show: bool = True,
+) -> FitResult:
+    """Pre-train in the run folder `out`: a config, or a name with `data` and `overrides` (`train_config`).
+
+    With `resume`, go on where the run in `out` stopped. `show` draws a live line, `tensorboard` writes event
+    files too. Raises what `training.fit.fit` raises.
+    """
+    from rich.console import Console
+
+    from wafergpt.training.fit import FitOptions, fit
+
+    if isinstance(run, str):
+        run = train_config(run, data=None if data is None else Path(data), overrides=overrides)
+    else:
+        require(
+            data is None and not overrides, "data and overrides go with the name of a run, not with a config"
+        )
+    options = FitOptions(console=Console() if show else None, tensorboard=tensorboard)
+    return fit(run, Path(out), resume=resume, sampler=sampler, options=options)
+
+
+def make_sampler(
+    data: Path | str, prompts: Sequence[str], sampling: SamplingConfig | None = None, **options: Any
+) -> Sampler:
+    """What `train` calls for samples: continues each prompt with the model in training.
+
+    `data` holds the tokenizer. Raises ConfigError, DataError.
+    """
+    config, tokenizer = _sampling(sampling, options), Tokenizer.load(data)
+
+    def sample(model: Any, step: int) -> list[str]:
+        from wafergpt.backends.torch_eager import TorchEager
+
+        backend = TorchEager(model)
+        return [prompt + generation.generate(backend, tokenizer, prompt, config).text for prompt in prompts]
+
+    return sample

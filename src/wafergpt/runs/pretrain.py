@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
+from wafergpt.config import require
+from wafergpt.errors import ConfigError
+from wafergpt.model import family
+from wafergpt.model.config import Parametrization
+from wafergpt.recipes import cerebras_gpt, compute_optimal
 from wafergpt.recipes.compute_optimal import Recipe
 from wafergpt.training.config import (
     DataConfig,
@@ -14,10 +20,57 @@ from wafergpt.training.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from wafergpt.units import parse_count
 
 # Tokens of one forward pass where the caller does not say: enough for the matrix products to run at speed,
 # few enough that activations stay in hundreds of megabytes below 100M parameters. Our choice.
 MICRO_BATCH_TOKENS = 8192
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?[KMB])(-muP)?", re.IGNORECASE)
+
+
+def named(name: str, data_path: Path, *, vocab_size: int) -> TrainConfig:
+    """The run called `name` over a folder prepared with a vocabulary of `vocab_size`.
+
+    A published size (`111M`, `1.3B-muP`, ...) gives its published recipe; any other size (`4M`, `8M-muP`) one
+    derived by the family's rules for that vocabulary, standard or muP as the name says.
+
+    Raises ConfigError for an unknown name, GPT-2's sizes (no recipe was published) and 13B (two batch sizes).
+    """
+    size = _SIZE.fullmatch(name.strip())
+    if size is None or name.strip().lower() in (known.lower() for known in family.FAMILY):
+        return pretrain(_published(cerebras_gpt.get(name)), data_path)
+    kind = Parametrization.MUP if size[2] else Parametrization.STANDARD
+    n_params = parse_count(size[1])
+    recipe = compute_optimal.from_params(n_params, parametrization=kind, vocab_size=vocab_size)
+    return pretrain(recipe, data_path)
+
+
+def is_published(name: str) -> bool:
+    """Whether `named` takes this name from the published table."""
+    try:
+        cerebras_gpt.get(name)
+    except ConfigError:
+        return False
+    return True
+
+
+def _published(published: cerebras_gpt.PublishedRecipe) -> Recipe:
+    require(
+        len(published.phases) == 1,
+        f"{published.name} was trained in {len(published.phases)} phases of different batch sizes, which one"
+        " run cannot do yet; choose another size, or derive a recipe with wafergpt recipe --params 13B",
+    )
+    phase = published.phases[0]
+    return Recipe(
+        model=published.config,
+        batch_sequences=phase.batch_sequences,
+        total_steps=phase.n_steps,
+        warmup_steps=phase.warmup_steps,
+        peak_lr=published.peak_lr,
+        decay=published.decay,
+        adam_eps=published.adam_eps,
+    )
 
 
 def pretrain(

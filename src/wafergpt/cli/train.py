@@ -1,0 +1,68 @@
+"""`wafergpt train`: pre-train a model into a run folder, or go on with the run found there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            help="A published size (111M, 1.3B-muP, ...) or any other (4M, 8M-muP): its recipe is derived."
+        ),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder that `wafergpt prepare` wrote.")] = None,
+    out: Annotated[Path, typer.Option(help="Run folder to write.")] = ...,  # type: ignore[assignment]
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of the whole config, instead of RUN.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a config value; may be given several times."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out; RUN may be left out then.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard files to --out/tensorboard, too.")
+    ] = False,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Text to continue every `sample_every` steps, to watch it learn.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+) -> None:
+    """Pre-train RUN on --data into --out.
+
+    On several processes: torchrun --nproc-per-node N --no-python wafergpt train ...
+    """
+    from wafergpt import api
+    from wafergpt.config import dump
+
+    stored = out / "config.yaml"
+    if resume and run is None and config is None and stored.exists():
+        config = stored
+    resolved = api.train_config(run, data=data, config_file=config, overrides=set_ or ())
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    if is_first:
+        print(dump(resolved), end="", flush=True)
+    if dry_run:
+        return
+    sampler = None
+    if resolved.sample_every:
+        sampler = api.make_sampler(
+            resolved.data.path, prompt or [""], temperature=0.8, max_new_tokens=64, seed=0
+        )
+    result = api.train(resolved, out, resume=resume, sampler=sampler, tensorboard=tensorboard)
+    if not is_first:
+        return
+    if result.held_out is not None:
+        print(
+            f"held out: {result.held_out.nats_per_token:.4f} nats/token,"
+            f" {result.held_out.bits_per_byte:.4f} bits/byte"
+        )
+    print(f'next: wafergpt generate --model {out} "..."')
