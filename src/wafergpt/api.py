@@ -6,7 +6,7 @@ What needs torch is imported inside the functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,8 +184,6 @@ def train(
     With `resume`, go on where the run in `out` stopped. `show` draws a live line, `tensorboard` writes event
     files too. Raises what `training.fit.fit` raises.
     """
-    from rich.console import Console
-
     from wafergpt.training.fit import FitOptions, fit
 
     if isinstance(run, str):
@@ -194,7 +192,9 @@ def train(
         require(
             data is None and not overrides, "data and overrides go with the name of a run, not with a config"
         )
-    options = FitOptions(console=Console() if show else None, tensorboard=tensorboard)
+    options = FitOptions(tensorboard=tensorboard)
+    if not show:
+        options = replace(options, console=None)
     return fit(run, Path(out), resume=resume, sampler=sampler, options=options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -146,29 +147,51 @@ def test_what_was_trained_generates(data: Path, tmp_path: Path) -> None:
     assert isinstance(text, str)
 
 
-def test_sigterm_saves_and_exits_143(data: Path, tmp_path: Path) -> None:
-    """A real process, stopped once its log has some steps; --resume finishes the run."""
-    out = tmp_path / "run"
-    command = [
-        sys.executable, "-c", "from wafergpt.cli.main import main; main()",
-        *arguments(data, out, "--set", "schedule.total_steps=1000000"),
-    ]  # fmt: skip
+def stop_after_20_lines(command: list[str], out: Path, number: int) -> tuple[int, str]:
+    """Start `command`, signal its process once 20 metrics lines are there; (exit code, standard error)."""
     process = subprocess.Popen(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     try:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and len(metrics.read(out / "metrics.jsonl")) < 20:
             time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         errors = process.communicate(timeout=120)[1]
     finally:
-        process.kill()
-    assert process.returncode == 143
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, errors
+
+
+ENDLESS = ["--set", "schedule.total_steps=1000000", "--set", "save_every=1000000"]
+VERB = [sys.executable, "-c", "from wafergpt.cli.main import main; main()"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_sets_the_exit_code(data: Path, tmp_path: Path, number: int, code: int) -> None:
+    out = tmp_path / "run"
+    found, errors = stop_after_20_lines([*VERB, *arguments(data, out, *ENDLESS)], out, number)
+    assert found == code
     last = metrics.read(out / "metrics.jsonl")[-1]["step"]
-    assert f"error: SIGTERM: stopped after step {last}, saved in {out}; go on with --resume" in errors
+    name = signal.Signals(number).name
+    assert f"error: {name}: stopped after step {last}, saved in {out}; go on with --resume" in errors
     assert (out / "checkpoints" / f"step-{last:08d}").is_dir()
+
+
+@pytest.mark.long
+def test_torchrun_stops_and_saves_too(data: Path, tmp_path: Path) -> None:
+    """SIGTERM to torchrun reaches every process; they agree on the last step and the first one saves it."""
+    out = tmp_path / "run"
+    torchrun = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python",
+    ]  # fmt: skip
+    more = [*ENDLESS, "--set", "micro_batch_size=2"]
+    stop_after_20_lines([*torchrun, *VERB, *arguments(data, out, *more)], out, signal.SIGTERM)
+    last = metrics.read(out / "metrics.jsonl")[-1]["step"]
+    assert last >= 16 and (out / "checkpoints" / f"step-{last:08d}").is_dir()
