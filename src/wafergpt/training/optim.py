@@ -37,8 +37,8 @@ def update_rules(model: GPTConfig, optim: OptimConfig, names: Iterable[str]) -> 
 def bind_weights(model: nn.Module, state: TrainState, precision: Precision) -> dict[str, Tensor]:
     """Make the model compute with the state's weights; returns name -> the tensor it computes with.
 
-    In fp32 that tensor is the master itself. In bf16 and int8 every weight of two or more dimensions is a bfloat16
-    copy that the optimiser refreshes; LayerNorms and biases stay the float32 masters.
+    In fp32 that tensor is the master itself. In bf16 and int8 every weight of two or more dimensions is a
+    bfloat16 copy that the optimiser refreshes; LayerNorms and biases stay the float32 masters.
     """
     weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
