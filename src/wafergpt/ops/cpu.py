@@ -260,7 +260,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, scale: float, ignore: int, int8: bool
     ) -> Tensor:
         n, vocab_size = hidden.shape[0], weight.shape[0]
-        labels = torch.where(labels == ignore, -1, labels)
+        labels = torch.where(labels == ignore, -1, labels).long()  # the kernel reads int64
         losses = torch.empty(n)
         dhidden = torch.empty_like(hidden)
         dweight: Tensor | None = None

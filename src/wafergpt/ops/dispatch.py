@@ -38,13 +38,8 @@ def layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype | None = None
 ) -> Tensor:
     """LayerNorm over the last dimension; statistics in x's dtype; result in `out_dtype` (default: x's)."""
-    if (
-        out_dtype == torch.bfloat16
-        and x.dtype == torch.float32
-        and x.device.type == "cpu"
-        and build.library()
-    ):
-        rows: Tensor = cpu.LayerNorm.apply(x.reshape(-1, x.shape[-1]), weight, bias, eps)
+    if out_dtype == torch.bfloat16 and x.dtype == weight.dtype == torch.float32 and _have_kernels(x):
+        rows: Tensor = cpu.LayerNorm.apply(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias, eps)
         return rows.view(x.shape)
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps).to(out_dtype or x.dtype)
 
@@ -55,7 +50,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, int8: bool = False) -
     With `int8` (only where `int8_supported`), the product and both of its gradients run in int8.
     """
     if bias is not None and _kernels_for(x) and weight.dtype == torch.bfloat16:
-        rows: Tensor = cpu.Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, int8)
+        rows: Tensor = cpu.Linear.apply(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias, int8)
         return rows.view(*x.shape[:-1], weight.shape[0])
     return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
@@ -146,7 +141,8 @@ def adamw_step(
 
     `weight` may be `master` itself. `grad` is float32 or bfloat16 of the same shape.
     """
-    use_kernel = master.device.type == "cpu" and master.dtype == torch.float32 and build.library() is not None
+    types_fit = master.dtype == torch.float32 and grad.dtype in (torch.float32, torch.bfloat16)
+    use_kernel = types_fit and master.device.type == "cpu" and build.library() is not None
     update = cpu.adamw_step if use_kernel else reference.adamw_step
     update(
         master, grad.contiguous(), exp_avg, exp_avg_sq,

@@ -71,7 +71,9 @@ inline void tile(const bf16* a, int64_t lda, const bf16* panel, int64_t depth, f
         const __m512bh b2 = (__m512bh)_mm512_loadu_si512(b + 64), b3 = (__m512bh)_mm512_loadu_si512(b + 96);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-            const __m512bh x = (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const int32_t*>(a + r * lda + k));
+            int32_t pair;  // copied: an int32 read of bfloat16 memory could be moved before its writes
+            std::memcpy(&pair, a + r * lda + k, sizeof pair);
+            const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
             acc[r][0] = _mm512_dpbf16_ps(acc[r][0], x, b0);
             acc[r][1] = _mm512_dpbf16_ps(acc[r][1], x, b1);
             acc[r][2] = _mm512_dpbf16_ps(acc[r][2], x, b2);

@@ -49,11 +49,14 @@ uint32_t content_seed(const bf16* x, int64_t count) {
 // becomes the scale and spreads to the whole product instead of vanishing in a rounding.
 inline uint16_t magnitude(bf16 x) { return x & 0x7fffu; }
 
+// 127 / the largest magnitude; 0, so that the row counts as zero, below 2^-121, where it would overflow.
+inline float steps_per_unit(uint16_t top) { return top >= 0x0300 ? 127.0f / to_float(top) : 0.0f; }
+
 float quantize_row(const bf16* x, int8_t* q, int64_t k, int64_t padded, int32_t* sum, uint32_t seed) {
     uint16_t top = 0;
     for (int64_t i = 0; i < k; ++i) top = std::max(top, magnitude(x[i]));
     const float largest = to_float(top);
-    const float inverse = top > 0 ? 127.0f / largest : 0.0f;
+    const float inverse = steps_per_unit(top);
     int32_t total = 0;
     if (seed == 0) {
         for (int64_t i = 0; i < k; ++i) {
@@ -268,7 +271,7 @@ void wg_int8_quantize_transposed(const bf16* x, int8_t* q, float* scales, int32_
                 for (int thread = 0; thread < n_threads; ++thread)
                     top = std::max(top, largest[static_cast<size_t>(thread) * k + first + i]);
                 scales[first + i] = to_float(top) / 127.0f;
-                inverse[i] = top > 0 ? 127.0f / to_float(top) : 0.0f;
+                inverse[i] = steps_per_unit(top);
                 sums[first + i] = 0;
             }
             for (int64_t begin = 0; begin < padded; begin += kPanel)
@@ -318,7 +321,7 @@ void wg_int8_pack_transposed(const bf16* weight, uint8_t* panels, float* scales,
             for (int64_t i = 0; i < count; ++i) top[i] = std::max(top[i], magnitude(weight[row * k + first + i]));
         for (int64_t i = 0; i < count; ++i) {
             scales[first + i] = to_float(top[i]) / 127.0f;
-            inverse[i] = top[i] > 0 ? 127.0f / to_float(top[i]) : 0.0f;
+            inverse[i] = steps_per_unit(top[i]);
         }
         for (int64_t quad = 0; quad < padded / 4; ++quad) {
             uint8_t* out = target + quad * 256;

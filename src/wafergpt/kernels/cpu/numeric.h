@@ -63,7 +63,8 @@ static inline GeluParts gelu_erf(float x) {
         ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
     const float tail = 0.5f * poly * gaussian;  // 1 - Phi(|x|)
     const float cdf = x < 0.0f ? tail : 1.0f - tail;
-    return {x * cdf, cdf + x * 0.39894228f * gaussian};
+    const float near = x > 99.0f ? 99.0f : (x < -99.0f ? -99.0f : x);  // 1e38 times exp_fast's floor is not 0
+    return {x * cdf, cdf + near * 0.39894228f * gaussian};
 }
 
 // tanh form (GPT-2's gelu_new).
