@@ -55,7 +55,7 @@ def excess(actual: Tensor, expected: Tensor, bound: Tensor | float) -> float:
 def normal(*shape: int, seed: int, scale: float = 1.0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Standard normal numbers times `scale`, rounded to `dtype`."""
     generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(*shape, generator=generator) * scale).to(dtype)
+    return (torch.randn(shape, generator=generator) * scale).to(dtype)
 
 
 def leaf(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -78,7 +78,7 @@ def step(x: Tensor, dim: int = 1) -> Tensor:
 
 
 def product_bound(a: Tensor, b: Tensor, ea: Tensor | float, eb: Tensor | float) -> Tensor:
-    """|error| of a [M, K] @ b [K, N] when a errs by ea and b by eb, summed in float32, rounded to bfloat16."""
+    """|error| of a [M, K] @ b [K, N] when a errs by ea and b by eb, summed in float32 and rounded."""
     a, b = a.double(), b.double()
     ea, eb = torch.zeros_like(a) + ea, torch.zeros_like(b) + eb
     exact = a.abs() @ b.abs()

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from ops_lab import (
     COMPILED,
     TINY,
@@ -20,8 +22,6 @@ from ops_lab import (
     normal,
     product_bound,
 )
-from torch import Tensor
-
 from wafergpt.kernels import build
 from wafergpt.ops import cpu, dispatch, reference
 
@@ -201,8 +201,7 @@ def head_bounds(
 ) -> tuple[Tensor, ...]:
     """Logits err by dz (bfloat16, then float32 work on V terms). A row's loss moves by at most 2 max dz, its
     probabilities by a factor exp(2 max dz), and the gradient is rounded to bfloat16 before it is used."""
-    n, d = hidden.shape
-    vocab_size = weight.shape[0]
+    n, vocab_size = hidden.shape[0], weight.shape[0]
     hidden, weight = hidden.double(), weight.double()
     dz = scale * product_bound(hidden, weight.T, 0, 0).amax(-1, keepdim=True)
     dz = dz + (vocab_size + 16) * E + 4 * E * scale * (hidden @ weight.T).abs().amax(-1, keepdim=True)
@@ -274,8 +273,8 @@ def test_linear_cross_entropy_planted_bugs() -> None:
 @pytest.mark.parametrize("vocab_size", [1, 2, 63, 64, 65, 5000])
 @pytest.mark.parametrize("magnitude", [1e-39, 1.0, 80.0, 1e30])
 def test_the_cross_entropy_kernel_on_given_logits(vocab_size: int, magnitude: float) -> None:
-    """Without the product before it the bound is float32's alone: exp errs by 2e-7 < 4 E, and by the argument's
-    rounding; beyond 87.3 below the largest logit it is 1.2e-38 instead of less."""
+    """Without the product before it the bound is float32's alone: exp errs by 2e-7 < 4 E and by the rounding
+    of its argument; beyond 87.3 below the largest logit it is 1.2e-38 instead of less."""
     need_kernels()
     n = 5
     logits, labels = normal(n, vocab_size, seed=1, scale=magnitude), labels_for(n, vocab_size, 2, 1)
@@ -301,8 +300,8 @@ ATTENTION = [(1, 1, 1, 32), (2, 1, 2, 64), (3, 1, 3, 80), (63, 1, 1, 64), (64, 1
 
 
 def attention_bounds(qkv: Tensor, dout: Tensor, n_heads: int, scale: float) -> tuple[Tensor, Tensor]:
-    """For out and dqkv: float32 scores err by ds, so probabilities by a factor exp(2 ds); probabilities, score
-    gradients and the saved output are rounded to bfloat16. Letters as in ops.reference."""
+    """For out and dqkv: float32 scores err by ds, so probabilities by a factor exp(2 ds); they, the gradients
+    of the scores and the saved output are rounded to bfloat16. Letters as in ops.reference."""
     n_rows, t, width = qkv.shape
     heads = qkv.double().view(n_rows, t, 3, n_heads, -1).permute(2, 0, 3, 1, 4)
     q, k, v = heads
@@ -319,7 +318,7 @@ def attention_bounds(qkv: Tensor, dout: Tensor, n_heads: int, scale: float) -> t
     grad = p * (dp - delta) * scale
     # exp stays at 1.2e-38 where it is less, and the dot product takes inputs below that for 0.
     floor = 3 * TINY
-    # Here the probability errs by `relative` less its rounding, which dS gets once, when it is rounded itself.
+    # `relative` holds one rounding to bfloat16: here not the probability's but that of dS itself.
     off = p * scale * (off_delta + off_dp) + grad.abs() * relative
     off = off + floor * (1 + scale * (dp.abs() + delta.abs() + off_delta))
     dq = off @ k.abs() + (t + 8) * E * (grad.abs() @ k.abs())

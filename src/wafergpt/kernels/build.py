@@ -101,16 +101,22 @@ def _compile(compiler: str, target: Path) -> str:
         done = subprocess.run(link, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             return f"{compiler} failed to link: {done.stderr.strip()[:300]}"
+        with library.open("rb") as file:  # on the disk before it has its name
+            os.fsync(file.fileno())
         os.replace(library, target)
     return ""
 
 
-def _load(path: Path) -> ctypes.CDLL:
+def _load(path: Path) -> ctypes.CDLL | None:
+    """The library at `path`; None if it is damaged or another machine's, so that it must be built anew."""
     # Two OpenMP runtimes in one process would fight for the cores, so the kernels share torch's.
     if "torch" not in sys.modules:
         ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
-    library = ctypes.CDLL(str(path))
-    library.wg_sum_of_squares.restype = ctypes.c_double
+    try:
+        library = ctypes.CDLL(str(path))
+        library.wg_sum_of_squares.restype = ctypes.c_double
+    except (OSError, AttributeError):
+        return None
     return library
 
 
@@ -128,10 +134,14 @@ def _resolve() -> tuple[ctypes.CDLL | None, KernelStatus]:
         return absent("no C++ compiler; install one (Debian: apt-get install g++) and start again")
     try:
         path = _library_path(compiler)
-        problem = "" if path.exists() else _compile(compiler, path)
-        if problem:
-            return absent(problem, compiler)
-        library = _load(path)
+        library = _load(path) if path.exists() else None
+        if library is None:
+            problem = _compile(compiler, path)
+            if problem:
+                return absent(problem, compiler)
+            library = _load(path)
+            if library is None:
+                return absent(f"cannot load '{path}'", compiler)
     except OSError as error:
         return absent(f"cannot build or load the kernels: {error}", compiler)
     return library, KernelStatus(available=True, path=path, compiler=compiler, reason="")

@@ -16,6 +16,7 @@ from wafergpt.checkpoints.native import Checkpoint
 from wafergpt.errors import CheckpointError, MissingDependencyError, NonFiniteError
 from wafergpt.model.gpt import GPT
 from wafergpt.training import distributed, loop, metrics, optim, plots
+from wafergpt.training.allocator import keep_freed_memory
 from wafergpt.training.config import TrainConfig
 from wafergpt.training.display import Display
 from wafergpt.training.environment import fingerprint
@@ -70,6 +71,7 @@ def fit(
     RunLockedError, StorageError, NonFiniteError; after each the last checkpoint is intact.
     """
     options = options or FitOptions()
+    keep_freed_memory()  # before the first large tensor
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(distributed.join(config.device))
         batches, held_out = loop.open_batches(config), open_held_out(config)

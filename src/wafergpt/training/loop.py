@@ -21,6 +21,7 @@ from wafergpt.data.shards import ShardSet
 from wafergpt.errors import CheckpointError, DataError
 from wafergpt.model.gpt import GPT
 from wafergpt.training import state as training_state
+from wafergpt.training.allocator import keep_freed_memory
 from wafergpt.training.config import TrainConfig
 from wafergpt.training.distributed import World
 from wafergpt.training.report import StepReport
@@ -110,6 +111,7 @@ def measure_tokens_per_s(config: TrainConfig, duration_s: float = 10.0) -> float
     The first step (memory, kernels) is left out; at least one is timed. Nothing is read or written.
     """
     require(duration_s > 0, f"duration_s = {duration_s} must be positive")
+    keep_freed_memory()  # as `fit` does
     trainer = prepare(config, batches=RandomBatches(config.model.vocab_size, config.data.seq_len))
     trainer.step()
     started = time.perf_counter()
