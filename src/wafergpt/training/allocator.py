@@ -36,7 +36,8 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, ValueError):
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER_TRIM), (_M_TOP_PAD, _TOP_PAD_BYTES))
-    return all([mallopt(ctypes.c_int(name), ctypes.c_int(value)) == 1 for name, value in settings])
+    taken = [mallopt(ctypes.c_int(name), ctypes.c_int(value)) for name, value in settings]
+    return taken == [1, 1, 1]
 
 
 def _users_own_settings() -> bool:
