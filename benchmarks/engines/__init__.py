@@ -1,0 +1,1 @@
+"""What the training benchmark times: each engine builds one `step()`."""
