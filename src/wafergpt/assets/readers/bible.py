@@ -1,0 +1,99 @@
+"""Bibles from the pythonbible packages: generated Python files read as data with `ast`, never run.
+
+A file holds one call `Bible(version, text, verse starts, verse ends, verse counts, titles, …)`. One document per
+book; a paragraph per chapter; verses joined to prose, without numbers.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from wafergpt.assets.readers.document import TextDocument
+from wafergpt.errors import AssetError
+
+Chapters = list[list[str]]
+"""Chapters of one book, each a list of verses."""
+
+# In the plain text of the Basic English version every verse is preceded by `12. `, or where the numbering of
+# the Hebrew text differs by `39. \43:1\` (then the pair of chapter and verse counts); there are no other digits.
+# A book begins with a verse 1 that no space precedes.
+_MARKER = re.compile(r"(?P<space>\s*)(?P<plain>\d+)\. ?(?:\\(?P<chapter>\d+):(?P<verse>\d+)\\)?")
+# The World English Bible leaves the heading of the next psalm at the end of a verse.
+_PSALM_HEADING = re.compile(r"\s*(?:BOOK [IV]+)?\s*Psalm \d+\b")
+
+
+def basic_english(folder: Path) -> Iterator[TextDocument]:
+    """The Bible in Basic English; its verse offsets are off by some characters, so markers are read."""
+    text, titles = _text_and_titles(folder / "plain_text_bible.py")
+    books: list[Chapters] = []
+    markers = list(_MARKER.finditer(text))
+    for marker, following in zip(markers, [*markers[1:], None], strict=True):
+        if not marker["space"] and marker["plain"] == "1":
+            books.append([])
+        starts_chapter = int(marker["verse"] or marker["plain"]) == 1
+        if starts_chapter and marker["chapter"] != str(len(books[-1])):  # else it ended a psalm's title
+            books[-1].append([])
+        end = following.start() if following else len(text)
+        books[-1][-1].append(text[marker.end() : end])
+    yield from _books(books, titles)
+
+
+def by_offsets(folder: Path) -> Iterator[TextDocument]:
+    """The King James and World English Bibles: cut at the verse offsets their files give."""
+    path = next(folder.glob("plain_text_readers_bible.py"))
+    call = _call(path)
+    text, titles = _text_and_titles(path)
+    starts: dict[int, int] = ast.literal_eval(call.args[2])
+    ends: dict[int, int] = ast.literal_eval(call.args[3])
+    books: list[Chapters] = []
+    heading = ""
+    book = chapter = 0
+    for verse_id in sorted(starts):  # BBCCCVVV
+        if verse_id // 1_000_000 != book:
+            book = verse_id // 1_000_000
+            chapter = 0
+            books.append([])
+        if verse_id // 1000 % 1000 != chapter:
+            chapter = verse_id // 1000 % 1000
+            books[-1].append([])
+        verse = heading + text[starts[verse_id] : ends[verse_id]]
+        heading = ""
+        if found := _PSALM_HEADING.search(verse):
+            heading = verse[found.end() :].strip() + " "
+            verse = verse[: found.start()]
+        books[-1][-1].append(verse)
+    yield from _books(books, titles)
+
+
+def _call(path: Path) -> ast.Call:
+    assignment = ast.parse(path.read_text(encoding="utf-8")).body[-1]
+    if not isinstance(assignment, ast.Assign) or not isinstance(assignment.value, ast.Call):
+        raise AssetError(f"'{path}' is not the file of a Bible this reader knows")
+    return assignment.value
+
+
+def _text_and_titles(path: Path) -> tuple[str, list[str]]:
+    arguments = _call(path).args
+    titles = arguments[6]
+    assert isinstance(arguments[1], ast.Constant)
+    assert isinstance(titles, ast.Dict)
+    return str(arguments[1].value), [ast.literal_eval(title) for title in titles.values]
+
+
+def _books(books: list[Chapters], titles: list[str]) -> Iterator[TextDocument]:
+    for chapters, title in zip(books, titles, strict=True):
+        paragraphs = (_clean(" ".join(verses)) for verses in chapters)
+        yield TextDocument(
+            title=title, text="\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
+        )
+
+
+def _clean(text: str) -> str:
+    """Prose without the apparatus: note marks, brackets round supplied words, gaps, odd quotes."""
+    text = re.sub(r"\[\]|\\|\+", " ", text)
+    text = re.sub(r"[\[\]]", "", text).replace("***", "...").replace("`", "'").replace("’", "'")
+    text = re.sub(r"\s+", " ", text).strip()
+    return re.sub(r"\( ", "(", re.sub(r" +([,.;:?!)])(?!\.)", r"\1", text))

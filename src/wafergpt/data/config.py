@@ -1,0 +1,58 @@
+"""What `wafergpt prepare` needs to know (no torch)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from wafergpt.config import require
+
+
+class HeldOutRule(StrEnum):
+    """Which text is kept out of training."""
+
+    NONE = "none"
+    BLOCKS = "blocks"  # every N-th block of `block_chars` characters
+    DOCUMENTS = "documents"  # every N-th document
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutConfig:
+    """Every `every`-th unit is held out; a block that is cut out ends the document on both sides."""
+
+    rule: HeldOutRule = HeldOutRule.NONE
+    every: int = 20
+    block_chars: int = 4000
+
+    def __post_init__(self) -> None:
+        require(self.every >= 2, f"held_out.every = {self.every} must be at least 2")
+        require(self.block_chars >= 1, f"held_out.block_chars = {self.block_chars} must be at least 1")
+
+    @classmethod
+    def parse(cls, text: str) -> HeldOutConfig:
+        """`none`, `documents:N` or `blocks:N:CHARS`. Raises ConfigError."""
+        rule, *numbers = text.split(":")
+        wanted = {"none": 0, "documents": 1, "blocks": 2}
+        good = wanted.get(rule) == len(numbers) and all(number.isdecimal() for number in numbers)
+        require(good, f"--held-out {text!r} is not none, documents:N or blocks:N:CHARS")
+        fields = dict(zip(("every", "block_chars"), map(int, numbers), strict=False))
+        return cls(rule=HeldOutRule(rule), **fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """`sources`: files, folders, globs, or `asset:NAME`. `tokenizer`: `gpt2`, `train:SIZE`, or a path."""
+
+    sources: tuple[str, ...]
+    out: Path
+    tokenizer: str = "gpt2"
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    text_key: str = "text"  # of jsonl, csv and parquet
+    shard_tokens: int = 100_000_000
+    workers: int = 0  # processes that tokenise; 0: one per core
+
+    def __post_init__(self) -> None:
+        require(len(self.sources) > 0, "name at least one text file, folder or asset to prepare")
+        require(self.shard_tokens >= 1, f"shard_tokens = {self.shard_tokens} must be at least 1")
+        require(0 <= self.workers <= 1024, f"workers = {self.workers} must lie in 0 to 1024")

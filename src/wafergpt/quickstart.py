@@ -1,0 +1,149 @@
+"""`wafergpt quickstart`: text -> tokenizer -> shards -> pre-training -> evaluation -> report, in one call.
+
+It only wires parts together: `runs.quickstart` says what, the packages do it. Layer: beside `api`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from wafergpt import api
+from wafergpt.evaluation.report import EvaluationReport
+from wafergpt.inference.sampling import SamplingConfig
+from wafergpt.quickstart_report import Facts, write_report
+from wafergpt.runs.quickstart import QuickstartConfig, departures, train_config
+from wafergpt.training.config import Precision
+from wafergpt.units import format_count, format_duration
+
+
+@dataclass(kw_only=True)
+class Clock:
+    """Wall time of each named part, in order."""
+
+    parts_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time the block under `name`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.parts_s[name] = self.parts_s.get(name, 0.0) + time.perf_counter() - started
+
+
+def free_folder(wanted: Path) -> Path:
+    """`wanted`, or `wanted-2`, `wanted-3`, ... if something is there: a second demo loses nothing."""
+    candidate, number = wanted, 1
+    while candidate.exists() and (not candidate.is_dir() or any(candidate.iterdir())):
+        number += 1
+        candidate = wanted.with_name(f"{wanted.name}-{number}")
+    return candidate
+
+
+def quickstart(config: QuickstartConfig, folder: Path, console: Console) -> Path:
+    """Run all of it in `folder` (see `free_folder`); returns the path of the report.
+
+    Raises what its parts raise: AssetError offline without the corpus, StorageError, Interrupted, ...
+    """
+    clock = Clock()
+    data = folder / "data"
+    with clock.part("fetch and tokenise"):
+        source = api.prepare_asset(
+            config.corpus,
+            data,
+            vocab_size=config.vocab_size,
+            held_out_block_chars=config.held_out_block_chars,
+            held_out_every=config.held_out_every,
+        )
+        console.print(f"text: {source.description}; licence: {source.licence}")
+    with clock.part("measure speed"):
+        precision, steps_per_s, rates = choose_precision(config, data)
+        for name, tokens_per_s in rates.items():
+            console.print(f"speed in {name}: {format_count(tokens_per_s)} tokens/s")
+    run = train_config(
+        config, data=data, precision=precision, total_steps=max(2, int(steps_per_s * config.training_s))
+    )
+    console.print(
+        f"schedule: {run.schedule.total_steps} steps in {run.precision.value},"
+        f" about {format_duration(config.training_s)} of training"
+    )
+    with clock.part("train"):
+        result = api.train(run, folder / "run", sampler=_sampler(config, data))
+    with clock.part("evaluate"):
+        loaded = api.load(folder / "run")
+        evaluation = api.evaluate(loaded, [data], baselines=True)
+    with clock.part("write samples"):
+        samples = tuple(
+            (prompt, loaded.generate(prompt, _sampling(config)).text) for prompt in config.prompts
+        )
+    facts = Facts(
+        config=config,
+        run=run,
+        source=source,
+        rates_tokens_per_s=rates,
+        evaluation=evaluation,
+        samples=samples,
+        departures=departures(run, source.n_train_tokens),
+        peak_flops=result.peak_flops,
+        trained_s=result.elapsed_s,
+        n_skipped=result.n_skipped,
+        parts_s=clock.parts_s,
+    )
+    report = write_report(folder, facts)
+    _show(console, evaluation, samples, clock)
+    return report
+
+
+def _sampling(config: QuickstartConfig) -> SamplingConfig:
+    return SamplingConfig(temperature=0.7, top_p=0.9, max_new_tokens=config.sample_tokens, seed=config.seed)
+
+
+def choose_precision(config: QuickstartConfig, data: Path) -> tuple[Precision, float, dict[str, float]]:
+    """(the fastest precision, its steps/s, tokens/s of each), each tried for its share of `rate_s`."""
+    from wafergpt.ops import dispatch
+    from wafergpt.training import loop
+
+    candidates = [Precision.FP32, Precision.BF16]
+    if dispatch.int8_supported():
+        candidates.append(Precision.INT8)
+    rates: dict[Precision, float] = {}
+    for precision in candidates:
+        run = train_config(config, data=data, precision=precision, total_steps=1_000_000)
+        rates[precision] = _measure_steps_per_s(loop.prepare(run).step, config.rate_s / len(candidates))
+    best = max(rates, key=lambda precision: rates[precision])
+    tokens = config.batch_size * config.model.max_seq_len
+    return best, rates[best], {precision.value: rate * tokens for precision, rate in rates.items()}
+
+
+def _measure_steps_per_s(step: Callable[[], object], duration_s: float) -> float:
+    step()  # warms up allocator and kernels; not counted
+    started = time.perf_counter()
+    n_steps = 0
+    while n_steps < 1 or time.perf_counter() - started < duration_s:
+        step()
+        n_steps += 1
+    return n_steps / (time.perf_counter() - started)
+
+
+def _sampler(config: QuickstartConfig, data: Path) -> api.Sampler:
+    """Text from the model in training, for the live display."""
+    return api.make_sampler(data, config.prompts[:1], _sampling(config))
+
+
+def _show(
+    console: Console, evaluation: EvaluationReport, samples: tuple[tuple[str, str], ...], clock: Clock
+) -> None:
+    console.print()
+    for row in sorted(evaluation.rows, key=lambda row: row.bits_per_byte):
+        console.print(f"{row.bits_per_byte:8.4f} bits/byte  {row.name}")
+    for prompt, text in samples:
+        console.print(f"\n[bold]{prompt}[/bold]{text}", markup=True, highlight=False)
+    total_s = sum(clock.parts_s.values())
+    console.print(f"\ntook {format_duration(total_s)} in all", highlight=False)
