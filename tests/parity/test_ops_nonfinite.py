@@ -147,7 +147,7 @@ def adamw(update, count: int, grad_dtype: torch.dtype, dtype: torch.dtype, **cha
     ]
     for i in range(3):
         grad = normal(count, seed=2 + i, scale=1e-3).to(grad_dtype)
-        update(state[0], grad, *state[1:], step=i + 1, **(names | changes))
+        update(state[0], grad, *state[1:], reference.AdamWStep(step=i + 1, **(names | changes)))
     return state
 
 

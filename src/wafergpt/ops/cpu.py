@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wafergpt.kernels import build
+from wafergpt.ops.reference import AdamWStep
 
 # Rows of the head that are in memory at once: at V = 50257 the bfloat16 logits then take 206 MB.
 HEAD_CHUNK_ROWS = 2048
@@ -313,18 +314,15 @@ def _int8_hidden_gradient(
     return product - own
 
 
-def adamw_step(
-    master: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor,
-    *, step: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, grad_scale: float,
-) -> None:  # fmt: skip
+def adamw_step(master: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, by: AdamWStep) -> None:
     """`reference.adamw_step` on contiguous float32 tensors; grad float32 or bfloat16."""
-    beta1, beta2 = betas
+    beta1, beta2 = by.betas
     _kernels().wg_adamw(
         _pointer(master), _pointer(grad), ctypes.c_int(grad.dtype == torch.bfloat16),
         _pointer(exp_avg), _pointer(exp_avg_sq), ctypes.c_int64(master.numel()),
-        ctypes.c_float(1 - lr * weight_decay), ctypes.c_float(lr / (1 - beta1**step)),
-        ctypes.c_float(beta1), ctypes.c_float(beta2), ctypes.c_float((1 - beta2**step) ** -0.5),
-        ctypes.c_float(eps), ctypes.c_float(grad_scale),
+        ctypes.c_float(1 - by.lr * by.weight_decay), ctypes.c_float(by.lr / (1 - beta1**by.step)),
+        ctypes.c_float(beta1), ctypes.c_float(beta2), ctypes.c_float((1 - beta2**by.step) ** -0.5),
+        ctypes.c_float(by.eps), ctypes.c_float(by.grad_scale),
     )  # fmt: skip
 
 

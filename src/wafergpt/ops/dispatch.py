@@ -124,18 +124,7 @@ def _chunk_loss(hidden: Tensor, weight: Tensor, labels: Tensor, scale: float, ig
 
 
 def adamw_step(
-    master: Tensor,
-    weight: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    *,
-    step: int,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    grad_scale: float = 1.0,
+    master: Tensor, weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, by: reference.AdamWStep
 ) -> None:
     """`reference.adamw_step` on the float32 `master`, then `weight` (float32 or bfloat16) = master.
 
@@ -144,10 +133,7 @@ def adamw_step(
     types_fit = master.dtype == torch.float32 and grad.dtype in (torch.float32, torch.bfloat16)
     use_kernel = types_fit and master.device.type == "cpu" and build.library() is not None
     update = cpu.adamw_step if use_kernel else reference.adamw_step
-    update(
-        master, grad.contiguous(), exp_avg, exp_avg_sq,
-        step=step, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, grad_scale=grad_scale,
-    )  # fmt: skip
+    update(master, grad.contiguous(), exp_avg, exp_avg_sq, by)
     if weight is not master:
         weight.copy_(master)
 

@@ -8,6 +8,7 @@ float32 and float64.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -82,27 +83,24 @@ def linear_cross_entropy(
     return cross_entropy(logit_scale * (hidden @ weight.T), labels, ignore_index)
 
 
-def adamw_step(
-    parameter: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    *,
-    step: int,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    grad_scale: float = 1.0,
-) -> None:
-    """One AdamW update in place (Loshchilov & Hutter 2019, as torch.optim.AdamW computes it).
+@dataclass(frozen=True, kw_only=True)
+class AdamWStep:
+    """The numbers of one AdamW update. `step` counts from 1; decay is lr * weight_decay."""
 
-    `step` counts from 1; `grad_scale` multiplies the gradient first (clipping); decay is lr * weight_decay.
-    """
-    beta1, beta2 = betas
-    grad = grad.to(parameter.dtype) * grad_scale
+    step: int
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    grad_scale: float = 1.0  # multiplies the gradient first: clipping, mean over micro-batches
+
+
+def adamw_step(parameter: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, by: AdamWStep) -> None:
+    """One AdamW update in place (Loshchilov & Hutter 2019, as torch.optim.AdamW computes it)."""
+    beta1, beta2 = by.betas
+    grad = grad.to(parameter.dtype) * by.grad_scale
     exp_avg.mul_(beta1).add_(grad, alpha=1 - beta1)
     exp_avg_sq.mul_(beta2).add_(grad * grad, alpha=1 - beta2)
-    denominator = (exp_avg_sq / (1 - beta2**step)).sqrt() + eps
-    parameter.mul_(1 - lr * weight_decay)
-    parameter.sub_(lr / (1 - beta1**step) * exp_avg / denominator)
+    denominator = (exp_avg_sq / (1 - beta2**by.step)).sqrt() + by.eps
+    parameter.mul_(1 - by.lr * by.weight_decay)
+    parameter.sub_(by.lr / (1 - beta1**by.step) * exp_avg / denominator)

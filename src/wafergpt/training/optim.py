@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from wafergpt.model import mup
 from wafergpt.model.config import GPTConfig
 from wafergpt.ops import dispatch
+from wafergpt.ops.reference import AdamWStep
 from wafergpt.training.config import OptimConfig, Precision
 from wafergpt.training.state import TrainState
 
@@ -83,12 +84,14 @@ def update(
             grads[name],
             state.exp_avg[name],
             state.exp_avg_sq[name],
-            step=state.n_updates + 1,
-            lr=lr * rule.lr_scale,
-            betas=optim.betas,
-            eps=optim.eps,
-            weight_decay=rule.weight_decay,
-            grad_scale=grad_scale,
+            AdamWStep(
+                step=state.n_updates + 1,
+                lr=lr * rule.lr_scale,
+                betas=optim.betas,
+                eps=optim.eps,
+                weight_decay=rule.weight_decay,
+                grad_scale=grad_scale,
+            ),
         )
 
 
