@@ -37,8 +37,6 @@ def _describe(error: BaseException) -> tuple[str, int]:
 
     if isinstance(error, WaferGPTError):
         return str(error) or type(error).__name__, error.exit_code
-    if isinstance(error, typer.TyperException):
-        return error.format_message(), error.exit_code
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return "interrupted", INTERRUPTED
     if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):

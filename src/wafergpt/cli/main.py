@@ -101,8 +101,13 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(
             f"unknown verb '{name}'{did_you_mean(name, list(VERBS))} (wafergpt --help lists them)"
         )
+    import typer
+
     command = load_verb(name)
-    result = command.main(args=rest, prog_name=f"wafergpt {name}", standalone_mode=False)
+    try:
+        result = command.main(args=rest, prog_name=f"wafergpt {name}", standalone_mode=False)
+    except typer.TyperException as error:  # the command line is wrong
+        raise ConfigError(f"{error.format_message().rstrip('.')}; see wafergpt {name} --help") from error
     if result == INTERRUPTED:  # typer's form of a Ctrl-C that the verb did not handle
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
