@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from wafergpt.errors import DataError, MissingDependencyError
 from wafergpt.tokenizer.pretokens import last_safe_cut
@@ -126,7 +126,10 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         with gzip.open(path, "rb") as plain:
             yield plain  # type: ignore[misc]
     elif name.endswith(".zst"):
-        zstandard = _optional("zstandard", path)
+        try:
+            import zstandard
+        except ImportError:
+            raise _missing("zstandard", path) from None
         with open(path, "rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as stream:
             yield io.BufferedReader(stream)
     else:
@@ -183,7 +186,11 @@ def _read_csv(path: Path, text_key: str) -> Iterator[Piece]:
 
 
 def _read_parquet(path: Path, text_key: str) -> Iterator[Piece]:
-    parquet, arrow = _optional("pyarrow.parquet", path), _optional("pyarrow", path)
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise _missing("pyarrow", path) from None
     try:
         with parquet.ParquetFile(path) as file:
             if text_key not in file.schema_arrow.names:
@@ -196,19 +203,13 @@ def _read_parquet(path: Path, text_key: str) -> Iterator[Piece]:
                     if not isinstance(text, str):
                         raise DataError(f"'{path}' row {row} has no text under '{text_key}'")
                     yield Piece(text=text, ends_document=True, origin=str(path))
-    except arrow.ArrowException as error:
+    except pyarrow.ArrowException as error:
         raise DataError(f"'{path}' cannot be read as parquet: {error}") from None
 
 
-def _optional(module: str, path: Path) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise MissingDependencyError(
-            f"reading '{path}' needs {module.split('.')[0]}; install it with: pip install 'wafergpt[data]'"
-        ) from None
+def _missing(package: str, path: Path) -> MissingDependencyError:
+    install = "pip install 'wafergpt[data]'"
+    return MissingDependencyError(f"reading '{path}' needs {package}; install it with: {install}")
 
 
 _READERS: dict[str, Callable[[Path, str], Iterator[Piece]]] = {
