@@ -19,7 +19,7 @@ MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = MIB
 FORMAT = "wafergpt-checkpoint"
 FORMAT_VERSION = 1
-MAX_STEP = 10**15
+MAX_STEP = 10**15 - 1  # 15 digits, the longest a folder name holds
 
 # Names are not paths: nothing that could leave the folder, hide in it or need quoting.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
