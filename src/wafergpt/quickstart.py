@@ -6,7 +6,7 @@ It only wires parts together: `runs.quickstart` says what, the packages do it. L
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +78,7 @@ def quickstart(config: QuickstartConfig, folder: Path, console: Console) -> Path
         result = api.train(run, folder / "run", sampler=_sampler(config, data))
     with clock.part("evaluate"):
         loaded = api.load(folder / "run")
-        evaluation = api.evaluate(loaded, [data], baselines=True)
+        evaluation = api.evaluate(loaded, [data], stride=config.model.max_seq_len // 4, baselines=True)
     with clock.part("write samples"):
         samples = tuple(
             (prompt, loaded.generate(prompt, _sampling(config)).text) for prompt in config.prompts
@@ -116,20 +116,10 @@ def choose_precision(config: QuickstartConfig, data: Path) -> tuple[Precision, f
     rates: dict[Precision, float] = {}
     for precision in candidates:
         run = train_config(config, data=data, precision=precision, total_steps=1_000_000)
-        rates[precision] = _measure_steps_per_s(loop.prepare(run).step, config.rate_s / len(candidates))
+        rates[precision] = loop.measure_tokens_per_s(run, config.rate_s / len(candidates))
     best = max(rates, key=lambda precision: rates[precision])
-    tokens = config.batch_size * config.model.max_seq_len
-    return best, rates[best], {precision.value: rate * tokens for precision, rate in rates.items()}
-
-
-def _measure_steps_per_s(step: Callable[[], object], duration_s: float) -> float:
-    step()  # warms up allocator and kernels; not counted
-    started = time.perf_counter()
-    n_steps = 0
-    while n_steps < 1 or time.perf_counter() - started < duration_s:
-        step()
-        n_steps += 1
-    return n_steps / (time.perf_counter() - started)
+    tokens_per_step = config.batch_size * config.model.max_seq_len
+    return best, rates[best] / tokens_per_step, {p.value: rate for p, rate in rates.items()}
 
 
 def _sampler(config: QuickstartConfig, data: Path) -> api.Sampler:

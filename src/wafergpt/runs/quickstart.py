@@ -50,14 +50,14 @@ def small_model(*, d_model: int, n_layers: int, vocab_size: int, max_seq_len: in
     )
 
 
-def quickstart(*, minutes: float = 5.0, offline: bool = False) -> QuickstartConfig:
-    """Five minutes on the Bible in Basic English; `offline` takes the text that comes with Python."""
+def quickstart(*, minutes: float = 5.5, offline: bool = False) -> QuickstartConfig:
+    """Some minutes on the Bible in Basic English; `offline` takes the text that comes with Python."""
     config = QuickstartConfig(
         corpus="bible-bbe",
         vocab_size=4096,
         held_out_block_chars=4000,
         held_out_every=20,
-        model=small_model(d_model=256, n_layers=6, vocab_size=4096, max_seq_len=256),
+        model=small_model(d_model=192, n_layers=4, vocab_size=4096, max_seq_len=256),
         batch_size=8,
         peak_lr=6e-3,
         training_s=60 * minutes,
