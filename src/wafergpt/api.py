@@ -15,7 +15,7 @@ from wafergpt.checkpoints.checkpoint import Skipped
 from wafergpt.checkpoints.native import load_checkpoint
 from wafergpt.config import from_dict, override, require
 from wafergpt.config import load as load_config
-from wafergpt.data.config import HeldOutConfig, HeldOutRule, PrepareConfig
+from wafergpt.data.config import PrepareConfig
 from wafergpt.data.shards import Manifest
 from wafergpt.errors import CheckpointError, ConfigError
 from wafergpt.evaluation.report import EvaluationReport
@@ -32,7 +32,7 @@ from wafergpt.training.config import TrainConfig
 from wafergpt.units import format_count, format_flops
 
 if TYPE_CHECKING:
-    from wafergpt.data.prepare import PreparedCorpus
+    from wafergpt.data.prepare import Prepared, Progress
     from wafergpt.training.fit import FitResult
 
 __all__ = ["LoadedModel", "SamplingConfig", "TrainConfig", "evaluate", "generate", "load", "train"]
@@ -218,24 +218,8 @@ def make_sampler(
     return sample
 
 
-def prepare_asset(
-    name: str,
-    out: Path | str,
-    *,
-    vocab_size: int,
-    held_out_block_chars: int,
-    held_out_every: int,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> PreparedCorpus:
-    """Fetch a corpus by name and prepare it with a tokenizer of its own, every N-th block held out.
+def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | None = None) -> Prepared:
+    """Text to verified token shards. Raises what `data.prepare.prepare` raises."""
+    from wafergpt.data.prepare import prepare as run
 
-    Raises what `assets.fetch.fetch` and `data.prepare.prepare` raise.
-    """
-    from wafergpt.data.prepare import ASSET_PREFIX, prepare
-
-    held_out = HeldOutConfig(rule=HeldOutRule.BLOCKS, every=held_out_every, block_chars=held_out_block_chars)
-    sources = (ASSET_PREFIX + name,)
-    return prepare(
-        PrepareConfig(sources=sources, out=Path(out), tokenizer=f"train:{vocab_size}", held_out=held_out),
-        progress,
-    )
+    return run(config, on_progress)

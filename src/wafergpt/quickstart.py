@@ -14,12 +14,13 @@ from pathlib import Path
 from rich.console import Console
 
 from wafergpt import api
+from wafergpt.data.config import HeldOut, HeldOutMode, PrepareConfig
 from wafergpt.evaluation.report import EvaluationReport
 from wafergpt.inference.sampling import SamplingConfig
-from wafergpt.quickstart_report import Facts, write_report
+from wafergpt.quickstart_report import Facts, SourceText, write_report
 from wafergpt.runs.quickstart import QuickstartConfig, departures, train_config
 from wafergpt.training.config import Precision
-from wafergpt.units import format_count, format_duration
+from wafergpt.units import format_bytes, format_count, format_duration
 
 
 @dataclass(kw_only=True)
@@ -55,13 +56,7 @@ def quickstart(config: QuickstartConfig, folder: Path, console: Console) -> Path
     clock = Clock()
     data = folder / "data"
     with clock.part("fetch and tokenise"):
-        source = api.prepare_asset(
-            config.corpus,
-            data,
-            vocab_size=config.vocab_size,
-            held_out_block_chars=config.held_out_block_chars,
-            held_out_every=config.held_out_every,
-        )
+        source = _prepare(config, data, console)
         console.print(f"text: {source.description}; licence: {source.licence}")
     with clock.part("measure speed"):
         precision, steps_per_s, rates = choose_precision(config, data)
@@ -99,6 +94,29 @@ def quickstart(config: QuickstartConfig, folder: Path, console: Console) -> Path
     report = write_report(folder, facts)
     _show(console, evaluation, samples, clock)
     return report
+
+
+def _prepare(config: QuickstartConfig, data: Path, console: Console) -> SourceText:
+    held_out = HeldOut(
+        mode=HeldOutMode.BLOCKS, every=config.held_out_every, block_chars=config.held_out_block_chars
+    )
+    with console.status("fetching and tokenising") as status:
+        prepared = api.prepare(
+            PrepareConfig(
+                sources=(f"asset:{config.corpus}",),
+                output=data,
+                tokenizer=f"train:{config.vocab_size}",
+                held_out=held_out,
+            ),
+            lambda progress: status.update(f"{progress.phase}: {format_bytes(progress.read_bytes)}"),
+        )
+    assert prepared.held_out is not None, "blocks were asked for"
+    return SourceText(
+        description=", ".join(source.name for source in prepared.train.sources),
+        licence=", ".join(source.licence for source in prepared.train.sources),
+        n_train_tokens=prepared.train.n_tokens,
+        n_held_out_tokens=prepared.held_out.n_tokens,
+    )
 
 
 def _sampling(config: QuickstartConfig) -> SamplingConfig:

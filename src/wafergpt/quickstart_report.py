@@ -10,7 +10,6 @@ from pathlib import Path
 
 from wafergpt.checkpoints.files import write_atomic
 from wafergpt.config import to_dict
-from wafergpt.data.prepare import PreparedCorpus
 from wafergpt.evaluation.report import EvaluationReport, Kind
 from wafergpt.recipes import compute_optimal
 from wafergpt.runs.quickstart import QuickstartConfig
@@ -21,12 +20,22 @@ CURVE = "run/loss.png"
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceText:
+    """The text the model read."""
+
+    description: str
+    licence: str
+    n_train_tokens: int
+    n_held_out_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Facts:
     """Everything the report states; all of it decided or measured in the run it describes."""
 
     config: QuickstartConfig
     run: TrainConfig
-    source: PreparedCorpus
+    source: SourceText
     rates_tokens_per_s: dict[str, float]
     evaluation: EvaluationReport
     samples: tuple[tuple[str, str], ...]  # (prompt, continuation)

@@ -279,6 +279,25 @@ _ASSETS = (
         ),
         is_corpus=False,
     ),
+    Asset(
+        name="vader-sentences",
+        summary="23,700 sentences of reviews, editorials and tweets with mean human ratings from -4 to 4",
+        registry=Registry.PYPI,
+        package="vaderSentiment",
+        version="0.5",
+        licence="MIT",
+        download_bytes=2_448_964,
+        archive_sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
+        members=(
+            Member(
+                path="vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz",
+                sha256="d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa",
+                size_bytes=2_338_514,
+            ),
+        ),
+        is_corpus=False,
+        needs_sdist=True,
+    ),
 )
 
 ASSETS: dict[str, Asset] = {asset.name: asset for asset in _ASSETS}

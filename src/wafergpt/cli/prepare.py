@@ -11,51 +11,70 @@ import typer
 def prepare(
     sources: Annotated[
         list[str],
-        typer.Argument(help="Text: txt, jsonl(.gz, .zst), csv, parquet, folders, globs, asset:NAME."),
+        typer.Argument(help="Text: txt, md, jsonl, csv (.gz, .zst), parquet, folders, globs, asset:NAME."),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     tokenizer: Annotated[
         str, typer.Option(help="gpt2, train:SIZE, or the path of a tokenizer.json.")
     ] = "gpt2",
-    held_out: Annotated[str, typer.Option(help="none, documents:N or blocks:N:CHARS.")] = "documents:20",
-    text_key: Annotated[str, typer.Option(help="Key or column that holds the text.")] = "text",
-    shard_tokens: Annotated[int, typer.Option(help="Tokens per shard file.")] = 100_000_000,
-    workers: Annotated[int, typer.Option(help="Processes; 0: one per core.")] = 0,
+    held_out: Annotated[
+        str, typer.Option(help="none, documents:EVERY or blocks:CHARS:EVERY.")
+    ] = "documents:20",
+    text_field: Annotated[str, typer.Option(help="Key or column that holds the text.")] = "text",
+    document_separator: Annotated[
+        str | None, typer.Option(help="What stands between the documents of one .txt file.")
+    ] = None,
+    licence: Annotated[str, typer.Option(help="Recorded in the manifest for files.")] = "not stated",
+    workers: Annotated[
+        int | None, typer.Option(help="Tokenising processes.", show_default="one per core")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
 ) -> None:
     """Check, split, tokenise and pack text; what is published is complete and verified."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from wafergpt.data.config import HeldOutConfig, PrepareConfig
-    from wafergpt.data.prepare import prepare as run
-    from wafergpt.units import format_bytes
+    from wafergpt import api
+    from wafergpt.data.config import HeldOut, PrepareConfig
+    from wafergpt.units import format_count
 
     config = PrepareConfig(
         sources=tuple(sources),
-        out=out,
+        output=out,
         tokenizer=tokenizer,
-        held_out=HeldOutConfig.parse(held_out),
-        text_key=text_key,
-        shard_tokens=shard_tokens,
-        workers=workers,
+        held_out=HeldOut.parse(held_out),
+        text_field=text_field,
+        document_separator=document_separator,
+        licence=licence,
+        n_workers=workers,
+        overwrite=overwrite,
+        offline=offline,
     )
-    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[size]}"),
+        TextColumn("{task.fields[tokens]} tokens"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bars:
-        rows = {}
-
-        def show(doing: str, done_bytes: int, total_bytes: int) -> None:
-            if doing not in rows:
-                rows[doing] = bars.add_task(doing, total=total_bytes or None, size="")
-            bars.update(rows[doing], completed=done_bytes, size=format_bytes(done_bytes))
-
-        result = run(config, show)
-    print(f"train     {result.n_train_tokens:,} tokens of {result.n_train_bytes:,} bytes")
-    print(f"held out  {result.n_held_out_tokens:,} tokens of {result.n_held_out_bytes:,} bytes")
-    print(f"documents {result.n_documents:,}; vocabulary {result.vocab_size:,}; licence: {result.licence}")
-    print(f"written to {result.folder}")
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        row = bars.add_task("reading", total=None, tokens="0")
+        prepared = api.prepare(
+            config,
+            lambda progress: bars.update(
+                row,
+                description=progress.phase,
+                completed=progress.read_bytes,
+                total=progress.total_bytes or None,
+                tokens=format_count(progress.n_tokens),
+            ),
+        )
+    for name, manifest in (("train", prepared.train), ("held out", prepared.held_out)):
+        if manifest is not None:
+            counts = f"{manifest.n_tokens:,} tokens, {manifest.n_text_bytes:,} bytes"
+            print(f"{name:<9} {counts}, {manifest.n_documents:,} documents")
+    if prepared.ignored:
+        print(f"ignored   {len(prepared.ignored)} file(s) of no known format, first '{prepared.ignored[0]}'")
+    for source in prepared.train.sources[:5]:
+        print(f"source    {source.name}; licence: {source.licence}")
+    print(f"written   {prepared.folder}")

@@ -7,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from wafergpt.config import require
+from wafergpt.errors import ConfigError
+from wafergpt.units import MIB
 
 
 class HeldOutRule(StrEnum):
@@ -19,7 +21,11 @@ class HeldOutRule(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutConfig:
-    """Every `every`-th unit is held out; a block that is cut out ends the document on both sides."""
+    """Every `every`-th unit is held out, the last of each `every`.
+
+    Blocks count the characters of all documents in order. Where training text meets held-out text, a
+    document ends on both sides.
+    """
 
     rule: HeldOutRule = HeldOutRule.NONE
     every: int = 20
@@ -49,10 +55,28 @@ class PrepareConfig:
     tokenizer: str = "gpt2"
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     text_key: str = "text"  # of jsonl, csv and parquet
+    separator: str | None = None  # between the documents of a text file; None: a file is one document
+    licence: str = "not stated"  # of files, for the manifest; assets bring their own
     shard_tokens: int = 100_000_000
+    tokenizer_bytes: int = 256 * MIB  # at most this much training text, from the start, teaches `train:SIZE`
     workers: int = 0  # processes that tokenise; 0: one per core
+    overwrite: bool = False  # replace what is in `out`
+    offline: bool = False  # use assets of the cache only
 
     def __post_init__(self) -> None:
         require(len(self.sources) > 0, "name at least one text file, folder or asset to prepare")
         require(self.shard_tokens >= 1, f"shard_tokens = {self.shard_tokens} must be at least 1")
+        require(self.tokenizer_bytes >= 1, f"tokenizer_bytes = {self.tokenizer_bytes} must be at least 1")
         require(0 <= self.workers <= 1024, f"workers = {self.workers} must lie in 0 to 1024")
+        require(self.separator != "", "separator is empty; leave it out where a file is one document")
+        require(self.trained_vocab_size != 0, "tokenizer = 'train:0' has no entries")
+
+    @property
+    def trained_vocab_size(self) -> int | None:
+        """The SIZE of `train:SIZE`, or None if no tokenizer is to be trained. Raises ConfigError."""
+        kind, _, size = self.tokenizer.partition(":")
+        if kind != "train":
+            return None
+        if not size.isdecimal():
+            raise ConfigError(f"--tokenizer {self.tokenizer!r}: write train:SIZE, for example train:4096")
+        return int(size)

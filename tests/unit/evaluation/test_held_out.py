@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from wafergpt.config import from_dict
-from wafergpt.data.packing import pack
+from wafergpt.data.packing import Packer
 from wafergpt.data.shards import Manifest, ShardWriter
 from wafergpt.errors import ConfigError, DataError
 from wafergpt.evaluation.held_out import HeldOut, baseline_rows, evaluate_text
@@ -36,9 +36,9 @@ def tokenizer() -> Tokenizer:
 def write_shards(folder: Path, texts: Iterable[str], tokenizer: Tokenizer) -> None:
     texts = list(texts)
     writer = ShardWriter(folder, tokenizer.vocab_size, shard_tokens=1000)
-    ids = [(np.array(row, np.uint16), True) for row in tokenizer.encode_batch(texts)]
-    for piece in pack(ids, tokenizer.end_of_text_id):
-        writer.append(piece)
+    packer = Packer(writer.append, tokenizer.end_of_text_id)
+    for row in tokenizer.encode_batch(texts):
+        packer.add(np.array(row, np.uint16), ends_document=True)
     shards = writer.finish()
     Manifest(
         vocab_size=tokenizer.vocab_size,

@@ -1,7 +1,7 @@
 """Bibles from the pythonbible packages: generated Python files read as data with `ast`, never run.
 
-A file holds one call `Bible(version, text, verse starts, verse ends, verse counts, titles, …)`. One document per
-book; a paragraph per chapter; verses joined to prose, without numbers.
+A file holds one call `Bible(version, text, verse starts, verse ends, verse counts, titles, …)`. One
+document per book; a paragraph per chapter; verses joined to prose, without numbers.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Chapters = list[list[str]]
 """Chapters of one book, each a list of verses."""
 
 # In the plain text of the Basic English version every verse is preceded by `12. `, or where the numbering of
-# the Hebrew text differs by `39. \43:1\` (then the pair of chapter and verse counts); there are no other digits.
-# A book begins with a verse 1 that no space precedes.
+# the Hebrew text differs by `39. \43:1\` (then the pair of chapter and verse counts); there are no other
+# digits. A book begins with a verse 1 that no space precedes.
 _MARKER = re.compile(r"(?P<space>\s*)(?P<plain>\d+)\. ?(?:\\(?P<chapter>\d+):(?P<verse>\d+)\\)?")
 # The World English Bible leaves the heading of the next psalm at the end of a verse.
 _PSALM_HEADING = re.compile(r"\s*(?:BOOK [IV]+)?\s*Psalm \d+\b")

@@ -32,7 +32,7 @@ def wordnet(folder: Path) -> Iterator[TextDocument]:
 
 
 def gcide(folder: Path) -> Iterator[TextDocument]:
-    """The dictionary's entries, in documents of about a thousand; the file is gzip with extra index fields."""
+    """The dictionary's entries, about a thousand to a document; the file is gzip with extra index fields."""
     lines: list[str] = []
     n_entries = n_documents = 0
     with gzip.open(folder / "gcide.dict.dz") as file:

@@ -1,0 +1,92 @@
+"""A folder that appears complete or not at all: built beside its place, flushed, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from wafergpt.errors import DataError, StorageError
+
+
+@contextlib.contextmanager
+def published(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder to fill; it becomes `final` when the block ends without an exception.
+
+    Leftovers of killed runs beside `final` are removed; a run that is alive holds a lock and is left alone.
+    Raises DataError if `final` exists (unless `overwrite`), StorageError if the disk is full or read-only.
+    """
+    if final.exists() and not overwrite:
+        raise DataError(f"output folder '{final}' exists; choose another or pass --overwrite")
+    prefix = f".{final.name}.partial-"
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(final.parent, prefix)
+        work = final.parent / f"{prefix}{os.getpid()}"
+        work.mkdir()
+        lock = os.open(work, os.O_RDONLY)
+    except OSError as error:
+        raise StorageError(f"cannot write beside '{final}': {error.strerror or error}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield work
+        _sync_folders(work)
+        _place(work, final, overwrite)
+    except OSError as error:
+        if isinstance(error, StorageError) or error.errno is None:
+            raise
+        raise StorageError(f"cannot write '{final}': {error.strerror}; nothing was left behind") from None
+    finally:
+        os.close(lock)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a written file to the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _place(work: Path, final: Path, overwrite: bool) -> None:
+    old = work.with_name(work.name + ".old")
+    replaced = overwrite and final.exists()
+    if replaced:
+        os.rename(final, old)
+    try:
+        os.rename(work, final)
+    except OSError as error:
+        if replaced:
+            os.rename(old, final)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise DataError(f"output folder '{final}' was made by another run in the meantime") from None
+        raise
+    _sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_leftovers(parent: Path, prefix: str) -> None:
+    for entry in parent.glob(prefix + "*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(entry, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(entry)
+            finally:
+                os.close(descriptor)
+
+
+def _sync_folders(work: Path) -> None:
+    for folder in [*(path for path in work.rglob("*") if path.is_dir()), work]:
+        _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
