@@ -20,9 +20,13 @@ import os, sys, time
 from pathlib import Path
 from wafergpt.checkpoints.lock import RunLock
 with RunLock(Path(sys.argv[1])):
-    if "worker" in sys.argv and os.fork() == 0:
-        os.close(1)
-        time.sleep(600)
+    if "worker" in sys.argv:
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            os.close(1)
+            os.write(writer, b"up")
+            time.sleep(600)
+        os.read(reader, 2)
     print(os.getpid(), flush=True)
     sys.stdin.read()
 """
