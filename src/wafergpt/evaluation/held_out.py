@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from wafergpt.config import require
 from wafergpt.data.corpus import read_documents
-from wafergpt.data.packing import Packer
 from wafergpt.data.shards import ShardSet
 from wafergpt.errors import DataError
 from wafergpt.evaluation.baselines import compressor_rows, ngram_rows
@@ -65,11 +64,11 @@ class HeldOut:
     def _from_text(cls, paths: Sequence[Path], tokenizer: Tokenizer) -> HeldOut:
         encoder = Encoder(tokenizer)
         stream = [np.empty(0, encoder.dtype)]
-        packer = Packer(stream.append, tokenizer.end_of_text_id)
+        end_of_text = np.array([tokenizer.end_of_text_id], encoder.dtype)
         n_text_bytes = 0
         for document in read_documents([str(path) for path in paths]):
             n_text_bytes += len(document.text.encode())
-            packer.add(encoder.encode(document.text), ends_document=True)
+            stream += [encoder.encode(document.text), end_of_text]
         corpus = ", ".join(str(path) for path in paths)
         return cls(corpus=corpus, tokens=InMemory(np.concatenate(stream)), n_text_bytes=n_text_bytes)
 

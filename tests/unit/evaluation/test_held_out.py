@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from wafergpt.config import from_dict
-from wafergpt.data.packing import Packer
 from wafergpt.data.shards import Manifest, ShardWriter
 from wafergpt.errors import ConfigError, DataError
 from wafergpt.evaluation.held_out import HeldOut, baseline_rows, evaluate_text
@@ -36,9 +35,8 @@ def tokenizer() -> Tokenizer:
 def write_shards(folder: Path, texts: Iterable[str], tokenizer: Tokenizer) -> None:
     texts = list(texts)
     writer = ShardWriter(folder, tokenizer.vocab_size, shard_tokens=1000)
-    packer = Packer(writer.append, tokenizer.end_of_text_id)
     for row in tokenizer.encode_batch(texts):
-        packer.add(np.array(row, np.uint16), ends_document=True)
+        writer.append(np.array([*row, tokenizer.end_of_text_id], np.uint16))
     shards = writer.finish()
     Manifest(
         vocab_size=tokenizer.vocab_size,
