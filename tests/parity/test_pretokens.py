@@ -25,7 +25,9 @@ def test_every_stable_code_point_is_split_as_by_the_library() -> None:
     codes = [code for code, _ in _stable_code_points()]
     assert len(codes) > 34_000
     for start in range(0, len(codes), 64):
-        text = "".join(f"\n\na{chr(c)}b1{chr(c)}2.{chr(c)}, {chr(c)} '{chr(c)}" for c in codes[start : start + 64])
+        text = "".join(
+            f"\n\na{chr(c)}b1{chr(c)}2.{chr(c)}, {chr(c)} '{chr(c)}" for c in codes[start : start + 64]
+        )
         assert is_stable(text)
         assert split(text) == library_split(text)
 
@@ -55,7 +57,9 @@ def varied_texts() -> Iterator[str]:
         "=" * 300 + "A" * 300 + "7" * 300 + " " * 300 + "x",
     )
     rng = random.Random(0)
-    pool = [chr(c) for c in range(0x20, 0x250)] + list(" \n\t'") * 30 + [chr(c) for c in range(0x1F300, 0x1F340)]
+    pool = (
+        [chr(c) for c in range(0x20, 0x250)] + list(" \n\t'") * 30 + [chr(c) for c in range(0x1F300, 0x1F340)]
+    )
     for _ in range(200):
         yield "".join(rng.choice(pool) for _ in range(rng.randrange(1, 200)))
     for _ in range(50):

@@ -18,7 +18,7 @@ def prepare(
         str, typer.Option(help="gpt2, train:SIZE, or the path of a tokenizer.json.")
     ] = "gpt2",
     held_out: Annotated[
-        str, typer.Option(help="none, documents:EVERY or blocks:CHARS:EVERY.")
+        str, typer.Option(help="none, documents:EVERY or blocks:EVERY:CHARS.")
     ] = "documents:20",
     text_field: Annotated[str, typer.Option(help="Key or column that holds the text.")] = "text",
     document_separator: Annotated[

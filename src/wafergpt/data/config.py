@@ -11,7 +11,7 @@ from wafergpt.errors import ConfigError
 from wafergpt.units import MIB
 
 
-class HeldOutRule(StrEnum):
+class HeldOutMode(StrEnum):
     """Which text is kept out of training."""
 
     NONE = "none"
@@ -20,14 +20,14 @@ class HeldOutRule(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOutConfig:
+class HeldOut:
     """Every `every`-th unit is held out, the last of each `every`.
 
     Blocks count the characters of all documents in order. Where training text meets held-out text, a
     document ends on both sides.
     """
 
-    rule: HeldOutRule = HeldOutRule.NONE
+    mode: HeldOutMode = HeldOutMode.NONE
     every: int = 20
     block_chars: int = 4000
 
@@ -36,14 +36,14 @@ class HeldOutConfig:
         require(self.block_chars >= 1, f"held_out.block_chars = {self.block_chars} must be at least 1")
 
     @classmethod
-    def parse(cls, text: str) -> HeldOutConfig:
-        """`none`, `documents:N` or `blocks:N:CHARS`. Raises ConfigError."""
-        rule, *numbers = text.split(":")
+    def parse(cls, text: str) -> HeldOut:
+        """`none`, `documents:EVERY` or `blocks:EVERY:CHARS`. Raises ConfigError."""
+        mode, *numbers = text.split(":")
         wanted = {"none": 0, "documents": 1, "blocks": 2}
-        good = wanted.get(rule) == len(numbers) and all(number.isdecimal() for number in numbers)
-        require(good, f"--held-out {text!r} is not none, documents:N or blocks:N:CHARS")
+        good = wanted.get(mode) == len(numbers) and all(number.isdecimal() for number in numbers)
+        require(good, f"--held-out {text!r} is not none, documents:EVERY or blocks:EVERY:CHARS")
         fields = dict(zip(("every", "block_chars"), map(int, numbers), strict=False))
-        return cls(rule=HeldOutRule(rule), **fields)
+        return cls(mode=HeldOutMode(mode), **fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,24 +51,28 @@ class PrepareConfig:
     """`sources`: files, folders, globs, or `asset:NAME`. `tokenizer`: `gpt2`, `train:SIZE`, or a path."""
 
     sources: tuple[str, ...]
-    out: Path
+    output: Path
     tokenizer: str = "gpt2"
-    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
-    text_key: str = "text"  # of jsonl, csv and parquet
-    separator: str | None = None  # between the documents of a text file; None: a file is one document
+    held_out: HeldOut = field(default_factory=HeldOut)
+    text_field: str = "text"  # of jsonl, csv and parquet
+    document_separator: str | None = None  # in text files; None: a file is one document
     licence: str = "not stated"  # of files, for the manifest; assets bring their own
     shard_tokens: int = 100_000_000
     tokenizer_bytes: int = 256 * MIB  # at most this much training text, from the start, teaches `train:SIZE`
-    workers: int = 0  # processes that tokenise; 0: one per core
-    overwrite: bool = False  # replace what is in `out`
+    n_workers: int | None = None  # processes that tokenise; None: one per core
+    overwrite: bool = False  # replace what is in `output`
     offline: bool = False  # use assets of the cache only
 
     def __post_init__(self) -> None:
         require(len(self.sources) > 0, "name at least one text file, folder or asset to prepare")
         require(self.shard_tokens >= 1, f"shard_tokens = {self.shard_tokens} must be at least 1")
         require(self.tokenizer_bytes >= 1, f"tokenizer_bytes = {self.tokenizer_bytes} must be at least 1")
-        require(0 <= self.workers <= 1024, f"workers = {self.workers} must lie in 0 to 1024")
-        require(self.separator != "", "separator is empty; leave it out where a file is one document")
+        n_workers = self.n_workers
+        require(n_workers is None or 1 <= n_workers <= 1024, f"n_workers = {n_workers} must lie in 1 to 1024")
+        require(
+            self.document_separator != "",
+            "document_separator is empty; leave it out",
+        )
         require(self.trained_vocab_size != 0, "tokenizer = 'train:0' has no entries")
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from wafergpt.data.config import HeldOutConfig, HeldOutRule
+from wafergpt.data.config import HeldOut, HeldOutMode
 from wafergpt.data.corpus import Piece
 
 
@@ -17,22 +17,22 @@ class Part:
     held_out: bool
 
 
-def split(pieces: Iterable[Piece], rule: HeldOutConfig) -> Iterator[Part]:
+def split(pieces: Iterable[Piece], rule: HeldOut) -> Iterator[Part]:
     """Put each piece on its side; with blocks, pieces are cut where the side changes and end there.
 
     What comes out is the same however the documents were cut into pieces.
     """
-    if rule.rule is HeldOutRule.BLOCKS:
+    if rule.mode is HeldOutMode.BLOCKS:
         yield from _by_blocks(pieces, rule)
         return
     number = 0  # of the document
     for piece in pieces:
-        chosen = rule.rule is HeldOutRule.DOCUMENTS and number % rule.every == rule.every - 1
+        chosen = rule.mode is HeldOutMode.DOCUMENTS and number % rule.every == rule.every - 1
         yield Part(piece, chosen)
         number += piece.ends_document
 
 
-def _by_blocks(pieces: Iterable[Piece], rule: HeldOutConfig) -> Iterator[Part]:
+def _by_blocks(pieces: Iterable[Piece], rule: HeldOut) -> Iterator[Part]:
     period = rule.block_chars * rule.every
     train_chars = period - rule.block_chars  # the first of each period
     position = 0  # characters of the corpus so far, within its period

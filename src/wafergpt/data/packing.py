@@ -6,7 +6,7 @@ so the same shards serve every sequence length.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,32 +14,26 @@ from wafergpt.tokenizer.encoder import TokenArray
 
 
 class Packer:
-    """Puts the end-of-text id after every document that has any ids; documents may come in pieces."""
+    """Passes ids on to `write` and puts the end-of-text id after every document that has any."""
 
-    def __init__(self, end_of_text_id: int) -> None:
+    def __init__(self, write: Callable[[TokenArray], None], end_of_text_id: int) -> None:
+        self._write = write
         self._end_of_text_id = end_of_text_id
         self._inside = False
         self.n_documents = 0
+        self.n_tokens = 0
 
-    def add(self, ids: TokenArray, ends_document: bool) -> Iterator[TokenArray]:
-        """What the packed stream gains with the next ids (shape [n]) of the current document."""
+    def add(self, ids: TokenArray, *, ends_document: bool) -> None:
+        """The next ids (shape [n], n may be 0) of the current document, and whether it ends with them."""
         if len(ids):
             self._inside = True
-            yield ids
+            self._write(ids)
+            self.n_tokens += len(ids)
         if ends_document and self._inside:
             self._inside = False
+            self._write(np.array([self._end_of_text_id], ids.dtype))
+            self.n_tokens += 1
             self.n_documents += 1
-            yield np.array([self._end_of_text_id], ids.dtype)
-
-
-def pack(pieces: Iterable[tuple[TokenArray, bool]], end_of_text_id: int) -> Iterator[TokenArray]:
-    """Yield the id arrays (shape [n]) of the packed stream from (ids, ends its document) pairs.
-
-    A document may come in several pieces; a document without ids leaves nothing, not even its end.
-    """
-    packer = Packer(end_of_text_id)
-    for ids, ends_document in pieces:
-        yield from packer.add(ids, ends_document)
 
 
 def n_windows(n_tokens: int, seq_len: int) -> int:

@@ -1,7 +1,9 @@
-"""`wafergpt prepare`: from text files to verified token shards, streaming, on all cores.
+"""`wafergpt prepare`: text -> held-out split -> tokens in parallel -> verified shards, published by rename.
 
-The folder it publishes: `tokenizer.json`, `train/` and, if asked for, `held_out/` with `documents.jsonl` (the
-held-out text itself, for baselines). Memory does not grow with the corpus.
+OUT/{tokenizer.json, train/, held_out/}, each side a manifest and shards; held_out/ also documents.jsonl.
+
+Text streams through in pieces of about a megabyte, with a bounded number of them under way, so memory does
+not grow with the corpus. The shards depend on text, tokenizer and split alone, not on the workers.
 """
 
 from __future__ import annotations
@@ -10,16 +12,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 from wafergpt.config import to_dict
 from wafergpt.data.config import HeldOutMode, PrepareConfig
-from wafergpt.data.corpus import Inputs, Piece, read_pieces, resolve
+from wafergpt.data.corpus import Inputs, names_of, read_pieces, resolve
 from wafergpt.data.encode_pool import EncodePool
 from wafergpt.data.formats import Fields
-from wafergpt.data.held_out import Side, split
+from wafergpt.data.held_out import Part, split
 from wafergpt.data.publish import published, sync_file
-from wafergpt.data.shards import Manifest, Source
+from wafergpt.data.shards import Manifest
 from wafergpt.data.side_writer import SideWriter
 from wafergpt.errors import DataError
 from wafergpt.tokenizer.bpe import Tokenizer
@@ -31,7 +33,7 @@ _BATCH_TEXTS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a preparation is."""
+    """How far a preparation is; `read_bytes` and `total_bytes` are of the sources as they lie on the disk."""
 
     phase: str
     read_bytes: int
@@ -41,141 +43,136 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What was published."""
+    """What was published. The manifests' `counts` tell what was left out and what is on both sides."""
 
     folder: Path
     train: Manifest
     held_out: Manifest | None
     ignored: tuple[Path, ...]
-    """Files of given folders that have no format we read."""
+    """Files found in folders or by patterns whose kind is not read."""
 
 
 def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | None = None) -> Prepared:
-    """Tokenise and pack the sources of `config` into its output folder.
+    """Write the folder `config.output`, which must be absent or empty unless `config.overwrite`.
 
-    Raises DataError, AssetError, StorageError or ConfigError; whatever is raised, no output folder appears.
+    Raises DataError for unreadable, empty or too little text, ConfigError for the tokenizer or the folder,
+    AssetError, StorageError; after each, nothing is left of the folder, or the old one is untouched.
     """
-    inputs = resolve(config.sources, licence=config.licence, offline=config.offline)
     with published(config.output, overwrite=config.overwrite) as work:
-        run = _Run(config, inputs, on_progress)
-        tokenizer = run.tokenizer()
-        tokenizer.save(work)
-        sync_file(work / "tokenizer.json")
-        manifests = run.encode(tokenizer, work)
-    return Prepared(
-        folder=config.output,
-        train=manifests[Side.TRAIN],
-        held_out=manifests.get(Side.HELD_OUT),
-        ignored=inputs.ignored,
-    )
+        inputs = resolve(config.sources, licence=config.licence, offline=config.offline)
+        preparation = _Preparation(config, inputs, on_progress or (lambda _: None))
+        tokenizer = preparation.tokenizer()
+        sync_file(tokenizer.save(work))
+        return preparation.write(tokenizer, work)
 
 
-class _Run:
-    """One preparation: where the text is read from and how far it is."""
+class _Preparation:
+    """One run: where the text is read from and how far it is."""
 
-    def __init__(self, config: PrepareConfig, inputs: Inputs, on_progress: Callable[[Progress], None] | None):
+    def __init__(
+        self, config: PrepareConfig, inputs: Inputs, on_progress: Callable[[Progress], None]
+    ) -> None:
         self._config = config
         self._inputs = inputs
-        self._on_progress = on_progress or (lambda _: None)
-        self._phase = ""
+        self._on_progress = on_progress
         self._read_bytes = self._n_tokens = 0
+        self._learned_bytes = 0
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer the config names, trained on the training side only if it is to be trained."""
+        """The tokenizer the config names; one that is trained sees the training side only."""
         config = self._config
-        if (size := config.trained_vocab_size) is not None:
-            self._phase = "training tokenizer"
-            return Tokenizer.train(self._sample(), size)
-        return Tokenizer.gpt2() if config.tokenizer == "gpt2" else Tokenizer.load(config.tokenizer)
+        if config.tokenizer == "gpt2":
+            return Tokenizer.gpt2(offline=config.offline)
+        if config.trained_vocab_size is None:
+            return Tokenizer.load(config.tokenizer)
+        try:
+            return Tokenizer.train(self._lessons(), config.trained_vocab_size)
+        except DataError:
+            if self._learned_bytes == 0:
+                self._refuse_empty()
+            raise
 
-    def encode(self, tokenizer: Tokenizer, work: Path) -> dict[Side, Manifest]:
-        """Write both sides below `work`; returns their manifests, which are written too."""
-        self._phase, self._read_bytes = "tokenizing", 0
-        sides = (
-            [Side.TRAIN] if self._config.held_out.mode is HeldOutMode.NONE else [Side.TRAIN, Side.HELD_OUT]
-        )
-        outputs = {
-            side: SideWriter(
-                work / side.value, tokenizer, self._config.shard_tokens, keep_text=side is Side.HELD_OUT
-            )
-            for side in sides
-        }
-        texts: deque[list[tuple[Side, Piece]]] = deque()  # the batches in flight, first in first out
+    def write(self, tokenizer: Tokenizer, work: Path) -> Prepared:
+        """Encode everything and write both sides below `work`."""
+        shard_tokens = self._config.shard_tokens
+        sides = [SideWriter(work / "train", tokenizer, shard_tokens, keep_text=False)]
+        if self._config.held_out.mode is not HeldOutMode.NONE:
+            sides.append(SideWriter(work / "held_out", tokenizer, shard_tokens, keep_text=True))
+        under_way: deque[list[Part]] = deque()
         with EncodePool(tokenizer, self._config.n_workers) as pool:
-            for arrays in pool.encode(self._batches(texts)):
-                for (side, piece), ids in zip(texts.popleft(), arrays, strict=True):
-                    outputs[side].add(piece, ids)
-                self._n_tokens = sum(output.n_tokens for output in outputs.values())
-                self._report()
-        for side, output in outputs.items():
-            output.finish()
-            if output.n_tokens == 0:
-                self._refuse_empty(side)
-        counts: dict[str, int] = {}
-        if Side.HELD_OUT in outputs:
-            counts["n_documents_also_in_training"] = outputs[Side.HELD_OUT].n_also_in(outputs[Side.TRAIN])
-        manifests = {}
-        for side, output in outputs.items():
-            output.drop_digests()
-            manifests[side] = output.manifest(self._sources(), self._settings(), counts)
-            manifests[side].save(work / side.value)
-        return manifests
+            for arrays in pool.encode(self._batches(under_way)):
+                for part, ids in zip(under_way.popleft(), arrays, strict=True):
+                    sides[part.held_out].append(part.piece, ids)
+                self._n_tokens = sum(side.n_tokens for side in sides)
+        if sides[0].n_tokens == 0:
+            self._refuse_empty()
+        if sides[-1].n_tokens == 0:
+            raise DataError(
+                f"{names_of(self._config.sources)}: too little text for a held-out part by this rule; "
+                f"use smaller blocks (--held-out blocks:20:500) or none"
+            )
+        return self._finish(sides)
 
-    def _sources(self) -> tuple[Source, ...]:
-        return tuple(entry.source for entry in self._inputs.found)
-
-    def _settings(self) -> dict[str, Any]:
-        """What decides the result; where it is written and by how many processes does not."""
-        settings: dict[str, Any] = to_dict(self._config)
-        for name in ("output", "overwrite", "offline", "n_workers", "licence"):
+    def _finish(self, sides: list[SideWriter]) -> Prepared:
+        for side in sides:
+            side.close()
+        n_repeated = sum(side.n_also_in(sides[0]) for side in sides[1:])
+        settings = to_dict(self._config)
+        for name in ("output", "n_workers", "overwrite", "offline", "licence"):  # they decide nothing
             del settings[name]
-        return settings
+        sources = tuple(entry.source for entry in self._inputs.found)
+        manifests = [side.finish(sources, settings, {"n_repeated_documents": n_repeated}) for side in sides]
+        return Prepared(
+            folder=self._config.output,
+            train=manifests[0],
+            held_out=manifests[1] if len(manifests) > 1 else None,
+            ignored=self._inputs.ignored,
+        )
 
-    def _pieces(self) -> Iterator[tuple[Side, Piece]]:
+    def _parts(self, doing: str) -> Iterator[Part]:
+        """Every piece with its side, in order; reports progress."""
         fields = Fields(text=self._config.text_field, separator=self._config.document_separator)
-        return split(read_pieces(self._inputs, fields, self._count), self._config.held_out)
+        self._read_bytes = 0
+        total_bytes = self._inputs.size_bytes
+        for part in split(read_pieces(self._inputs, fields, self._count), self._config.held_out):
+            yield part
+            self._report(doing, min(self._read_bytes, total_bytes))
+        self._report(doing, total_bytes)
 
-    def _sample(self) -> Iterator[str]:
-        left_bytes = self._config.tokenizer_sample_bytes
-        for side, piece in self._pieces():
-            if side is Side.TRAIN:
-                self._report()
-                yield piece.text
-                left_bytes -= len(piece.text.encode())
-                if left_bytes <= 0:
-                    return
-
-    def _batches(self, texts: deque[list[tuple[Side, Piece]]]) -> Iterator[list[bytes]]:
-        batch: list[bytes] = []
-        held: list[tuple[Side, Piece]] = []
-        size_bytes = 0
-        for side, piece in self._pieces():
-            data = piece.text.encode()
-            batch.append(data)
-            held.append((side, piece))
-            size_bytes += len(data)
-            if size_bytes >= _BATCH_BYTES or len(batch) >= _BATCH_TEXTS:
-                texts.append(held)
-                yield batch
-                batch, held, size_bytes = [], [], 0
-        if batch:
-            texts.append(held)
-            yield batch
+    def _report(self, doing: str, read_bytes: int) -> None:
+        total_bytes = self._inputs.size_bytes
+        self._on_progress(
+            Progress(phase=doing, read_bytes=read_bytes, total_bytes=total_bytes, n_tokens=self._n_tokens)
+        )
 
     def _count(self, n_bytes: int) -> None:
         self._read_bytes += n_bytes
 
-    def _report(self) -> None:
-        total_bytes = self._inputs.size_bytes
-        read_bytes = min(self._read_bytes, total_bytes)
-        self._on_progress(
-            Progress(
-                phase=self._phase, read_bytes=read_bytes, total_bytes=total_bytes, n_tokens=self._n_tokens
-            )
-        )
+    def _lessons(self) -> Iterator[str]:
+        for part in self._parts("learning the tokenizer"):
+            if not part.held_out:
+                self._learned_bytes += len(part.piece.text.encode())
+                yield part.piece.text
+                if self._learned_bytes >= self._config.tokenizer_bytes:
+                    return
 
-    def _refuse_empty(self, side: Side) -> None:
-        names = ", ".join(f"'{source}'" for source in self._config.sources)
-        if side is Side.HELD_OUT:
-            raise DataError(f"{names}: the corpus is too short for the held-out part that was asked for")
-        raise DataError(f"{names}: the corpus is empty")
+    def _batches(self, under_way: deque[list[Part]]) -> Iterator[list[bytes]]:
+        """Texts in groups of about `_BATCH_BYTES`; their parts wait in `under_way` for the ids."""
+        batch: list[bytes] = []
+        parts: list[Part] = []
+        size_bytes = 0
+        for part in self._parts("tokenising"):
+            data = part.piece.text.encode()
+            batch.append(data)
+            parts.append(part)
+            size_bytes += len(data)
+            if size_bytes >= _BATCH_BYTES or len(batch) >= _BATCH_TEXTS:
+                under_way.append(parts)
+                yield batch
+                batch, parts, size_bytes = [], [], 0
+        if batch:
+            under_way.append(parts)
+            yield batch
+
+    def _refuse_empty(self) -> NoReturn:
+        raise DataError(f"the corpus is empty: there is no text in {names_of(self._config.sources)}")

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from wafergpt.errors import DataError, StorageError
+from wafergpt.errors import ConfigError, StorageError
 
 
 @contextlib.contextmanager
@@ -18,10 +18,11 @@ def published(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty folder to fill; it becomes `final` when the block ends without an exception.
 
     Leftovers of killed runs beside `final` are removed; a run that is alive holds a lock and is left alone.
-    Raises DataError if `final` exists (unless `overwrite`), StorageError if the disk is full or read-only.
+    Raises ConfigError if `final` holds anything (unless `overwrite`), StorageError if the disk is full or
+    read-only.
     """
-    if final.exists() and not overwrite:
-        raise DataError(f"output folder '{final}' exists; choose another or pass --overwrite")
+    if final.exists() and not overwrite and not _is_empty_folder(final):
+        raise ConfigError(f"'{final}' exists already; choose another folder, remove it or pass --overwrite")
     prefix = f".{final.name}.partial-"
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +46,10 @@ def published(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
 def sync_file(path: Path) -> None:
     """Flush a written file to the disk."""
     with open(path, "rb") as file:
@@ -62,7 +67,7 @@ def _place(work: Path, final: Path, overwrite: bool) -> None:
         if replaced:
             os.rename(old, final)
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise DataError(f"output folder '{final}' was made by another run in the meantime") from None
+            raise ConfigError(f"'{final}' was written by another run in the meantime") from None
         raise
     _sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -119,9 +119,9 @@ class Tokenizer:
     # -- where tokenizers come from
 
     @classmethod
-    def gpt2(cls) -> Tokenizer:
+    def gpt2(cls, *, offline: bool = False) -> Tokenizer:
         """GPT-2's own tokenizer (50,257 entries), from the asset `gpt2-tokenizer`; raises AssetError."""
-        folder = fetch("gpt2-tokenizer")
+        folder = fetch("gpt2-tokenizer", offline=offline)
         return cls.from_gpt2_files(folder / "encoder.json", folder / "vocab.bpe")
 
     @classmethod

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wafergpt.data.packing import n_windows, pack
+from wafergpt.data.packing import Packer, n_windows
 from wafergpt.data.shards import Manifest, ShardSet, ShardWriter
 from wafergpt.errors import DataError
 
@@ -141,8 +141,12 @@ def test_packing_ends_every_document_once() -> None:
     def ids(*values: int) -> np.ndarray:
         return np.array(values, np.uint16)
 
-    pieces = [(ids(1, 2), False), (ids(3), True), (ids(), True), (ids(4), False), (ids(), True)]
-    assert np.concatenate(list(pack(pieces, 9))).tolist() == [1, 2, 3, 9, 4, 9]
+    out: list[int] = []
+    packer = Packer(lambda part: out.extend(part.tolist()), end_of_text_id=9)
+    for part, ends in ((ids(1, 2), False), (ids(3), True), (ids(), True), (ids(4), False), (ids(), True)):
+        packer.add(part, ends_document=ends)
+    assert out == [1, 2, 3, 9, 4, 9]
+    assert (packer.n_tokens, packer.n_documents) == (6, 2)
 
 
 @pytest.mark.parametrize(("n_tokens", "expected"), [(0, 0), (1, 0), (8, 0), (9, 1), (16, 1), (17, 2)])
