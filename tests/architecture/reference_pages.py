@@ -102,3 +102,20 @@ def _parameter_row(parameter: Any) -> tuple[str, str, str]:
     else:
         text = "on" if default is True else str(default)
     return name, text, parameter.help.replace("`", "").replace("|", "/")
+
+
+def with_verb_tables(text: str) -> str:
+    """The text of cli.md with the table of every verb written anew from the code, all else as it is."""
+    for verb, rows in verb_rows():
+        lines = [
+            f"| {f'`{row[0]}`' if row[0].startswith('-') else row[0]} | {row[1]} | {row[2]} |" for row in rows
+        ]
+        table = "\n".join(["| option | default | meaning |", "|---|---|---|", *lines, "", ""]) if rows else ""
+        section = re.compile(rf"(^## `{verb}`\n\n[^|]*?)(?:^\|.*?\n\n)?(?=^## )", re.MULTILINE | re.DOTALL)
+        text = section.sub(lambda match, table=table: match[1] + table, text, count=1)
+    return text
+
+
+if __name__ == "__main__":  # write the tables of cli.md
+    page = Path(__file__).resolve().parents[2] / "docs/reference/cli.md"
+    page.write_text(with_verb_tables(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from reference_pages import CONFIGS, config_rows, sections, table_rows, verb_rows
+from reference_pages import CONFIGS, config_rows, sections, table_rows, verb_rows, with_verb_tables
 from source_tree import ROOT
 
 from wafergpt import errors
@@ -121,7 +121,13 @@ def test_cli_reference() -> None:
     expected = dict(verb_rows())
     assert [title for title in found if title != "Environment variables"] == [*expected]
     for verb, rows in expected.items():
-        assert table_rows(found[verb]) == rows, verb
+        assert table_rows(found[verb]) == rows, f"{verb}: run python tests/architecture/reference_pages.py"
+
+
+def test_a_changed_option_is_found_and_its_table_written_anew() -> None:
+    text = (DOCS / "reference/cli.md").read_text(encoding="utf-8")
+    changed = text.replace("| `--data` | required |", "| `--date` | required |")
+    assert changed != text and with_verb_tables(changed) == text
 
 
 def test_cli_reference_lists_the_environment_variables() -> None:
