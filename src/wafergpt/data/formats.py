@@ -88,7 +88,7 @@ def read_csv(path: Path, fields: Fields, on_read: OnRead) -> Texts:
                 raise DataError(f"{where}: the row has not as many fields as the header")
             yield _text_of(row, fields.text, where), True
     except csv.Error as error:
-        raise DataError(f"'{path}' line {rows.line_num} is not CSV: {error}") from None
+        raise DataError(f"'{path}' line {rows.reader.line_num} is not CSV: {error}") from None
 
 
 def read_parquet(path: Path, fields: Fields, on_read: OnRead) -> Texts:

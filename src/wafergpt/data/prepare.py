@@ -76,7 +76,6 @@ class _Preparation:
         self._inputs = inputs
         self._on_progress = on_progress
         self._read_bytes = self._n_tokens = 0
-        self._learned_bytes = 0
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer the config names; one that is trained sees the training side only."""
@@ -85,12 +84,7 @@ class _Preparation:
             return Tokenizer.gpt2(offline=config.offline)
         if config.trained_vocab_size is None:
             return Tokenizer.load(config.tokenizer)
-        try:
-            return Tokenizer.train(self._lessons(), config.trained_vocab_size)
-        except DataError:
-            if self._learned_bytes == 0:
-                self._refuse_empty()
-            raise
+        return Tokenizer.train(self._lessons(), config.trained_vocab_size)
 
     def write(self, tokenizer: Tokenizer, work: Path) -> Prepared:
         """Encode everything and write both sides below `work`."""
@@ -149,12 +143,15 @@ class _Preparation:
         self._read_bytes += n_bytes
 
     def _lessons(self) -> Iterator[str]:
+        learned_bytes = 0
         for part in self._parts("learning the tokenizer"):
             if not part.held_out:
-                self._learned_bytes += len(part.piece.text.encode())
+                learned_bytes += len(part.piece.text.encode())
                 yield part.piece.text
-                if self._learned_bytes >= self._config.tokenizer_bytes:
+                if learned_bytes >= self._config.tokenizer_bytes:
                     return
+        if learned_bytes == 0:
+            self._refuse_empty()
 
     def _batches(self, under_way: deque[list[Part]]) -> Iterator[list[bytes]]:
         """Texts in groups of about `_BATCH_BYTES`; their parts wait in `under_way` for the ids."""
