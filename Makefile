@@ -42,7 +42,7 @@ test: lint
 	WAFERGPT_SMOKE=1 $(PYTEST) -m 'not long'
 
 test-long: lint
-	$(PYTEST)
+	$(PYTEST) -m ''
 
 bench: $(STAMP)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done

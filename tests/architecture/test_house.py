@@ -108,7 +108,7 @@ def test_the_gate_runs_make_test_and_make_test_runs_lint() -> None:
     plan = _make_plan("test")
     assert "ruff check" in plan and "ruff format --check" in plan and "mypy" in plan
     assert "-m 'not long'" in plan and "WAFERGPT_SMOKE=1" in plan
-    assert "not long" not in _make_plan("test-long")
+    assert "pytest -n 2 -m ''" in _make_plan("test-long")  # no filter: every test
     assert "wafergpt quickstart" in _make_plan("demo")
 
 
