@@ -16,6 +16,7 @@ from wafergpt.model.family import FAMILY
 from wafergpt.model.mup import Role, multipliers, rules, width_ratios
 from wafergpt.recipes import cerebras_gpt
 from wafergpt.recipes.scaling_law import STANDARD_LAW
+from wafergpt.runs.quickstart import quickstart
 from wafergpt.training.resume import Change, change_class
 
 DOCS = ROOT / "docs"
@@ -188,6 +189,14 @@ def test_table_of_published_runs() -> None:
     law = f"{STANDARD_LAW.scale_flops:g}".replace("e+", "e")
     formula = f"L(f) = (f / {law})^-{STANDARD_LAW.exponent} + {STANDARD_LAW.irreducible}"
     assert formula in page["The scaling law"]
+
+
+def test_the_tutorial_describes_the_quickstart() -> None:
+    config = quickstart()
+    text = (DOCS / "tutorial/first_cerebras_gpt.md").read_text(encoding="utf-8")
+    assert f"Every {config.held_out_every}th block of {config.held_out_block_chars:,} characters" in text
+    assert config.corpus == "bible-bbe" and "The Bible in Basic English" in text
+    assert 1.5e6 < config.model.n_params < 1e7  # "a few million"
 
 
 def test_notation_names_every_parameter() -> None:
