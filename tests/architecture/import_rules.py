@@ -73,7 +73,7 @@ RULES: dict[str, Rule] = {
     "quickstart_report": _torch(9, ""),
     "cli": _free(10, "api", "quickstart", "runs", third_party=("typer", "rich")),
     "cli.assets": _free(10, "assets", third_party=("typer",)),
-    "cli.prepare": _free(10, "data", third_party=("typer", "rich")),
+    "cli.prepare": _free(10, "api", "data", third_party=("typer", "rich")),
     "cli.doctor": _free(10, "kernels", "assets", third_party=("typer", "torch")),
     "": Rule(layer=11, may_import=("",)),  # the top __init__ names the public API
 }

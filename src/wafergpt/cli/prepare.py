@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from wafergpt.data.config import PrepareConfig
+    from wafergpt.data.prepare import Prepared
 
 
 def prepare(
@@ -32,12 +36,7 @@ def prepare(
     offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
 ) -> None:
     """Check, split, tokenise and pack text; what is published is complete and verified."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from wafergpt import api
     from wafergpt.data.config import HeldOut, PrepareConfig
-    from wafergpt.units import format_count
 
     config = PrepareConfig(
         sources=tuple(sources),
@@ -51,6 +50,16 @@ def prepare(
         overwrite=overwrite,
         offline=offline,
     )
+    _print_summary(_prepare_with_progress(config))
+
+
+def _prepare_with_progress(config: PrepareConfig) -> Prepared:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from wafergpt import api
+    from wafergpt.units import format_count
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -59,7 +68,7 @@ def prepare(
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
         row = bars.add_task("reading", total=None, tokens="0")
-        prepared = api.prepare(
+        return api.prepare(
             config,
             lambda progress: bars.update(
                 row,
@@ -69,6 +78,9 @@ def prepare(
                 tokens=format_count(progress.n_tokens),
             ),
         )
+
+
+def _print_summary(prepared: Prepared) -> None:
     for name, manifest in (("train", prepared.train), ("held out", prepared.held_out)):
         if manifest is not None:
             counts = f"{manifest.n_tokens:,} tokens, {manifest.n_text_bytes:,} bytes"
