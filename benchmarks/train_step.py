@@ -44,11 +44,11 @@ BARS: dict[str, dict[str, float]] = {
 class Plan:
     """How much is timed. `warmup` steps let the heap grow and the compiler finish."""
 
-    sweep_warmup: int = 4
-    sweep_steps: int = 4
-    warmup: int = 6
-    rounds: int = 6
-    steps: int = 4  # a round
+    sweep_warmup: int = 2
+    sweep_steps: int = 2
+    warmup: int = 4
+    rounds: int = 4
+    steps: int = 3  # a round
     peak_s: float = 0.5
 
 

@@ -72,7 +72,7 @@ RULES: dict[str, Rule] = {
     "quickstart": _torch(9, "", third_party=("rich",)),
     "quickstart_report": _torch(9, ""),
     "cli": _free(10, "api", "quickstart", "runs", third_party=("typer", "rich")),
-    "cli.assets": _free(10, "assets", third_party=("typer",)),
+    "cli.assets": _free(10, "assets", third_party=("typer", "rich")),
     "cli.prepare": _free(10, "api", "data", third_party=("typer", "rich")),
     "cli.doctor": _free(10, "kernels", "assets", third_party=("typer", "torch")),
     "": Rule(layer=11, may_import=("",)),  # the top __init__ names the public API
