@@ -57,7 +57,7 @@ def _prepare_with_progress(config: PrepareConfig) -> Prepared:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from wafergpt import api
+    from wafergpt.data.prepare import prepare as run
     from wafergpt.units import format_count
 
     columns = (
@@ -68,7 +68,7 @@ def _prepare_with_progress(config: PrepareConfig) -> Prepared:
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
         row = bars.add_task("reading", total=None, tokens="0")
-        return api.prepare(
+        return run(
             config,
             lambda progress: bars.update(
                 row,
@@ -85,6 +85,12 @@ def _print_summary(prepared: Prepared) -> None:
         if manifest is not None:
             counts = f"{manifest.n_tokens:,} tokens, {manifest.n_text_bytes:,} bytes"
             print(f"{name:<9} {counts}, {manifest.n_documents:,} documents")
+    n_repeated = prepared.train.counts["n_repeated_documents"]
+    if n_repeated:
+        print(f"warning   {n_repeated:,} held-out document(s) are word for word in the training part too")
+    n_empty = sum(side.counts["n_empty_documents"] for side in (prepared.train, prepared.held_out) if side)
+    if n_empty:
+        print(f"left out  {n_empty:,} document(s) without text")
     if prepared.ignored:
         print(f"ignored   {len(prepared.ignored)} file(s) of no known format, first '{prepared.ignored[0]}'")
     for source in prepared.train.sources[:5]:

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,12 +186,13 @@ prepare.prepare(PrepareConfig(sources=(sys.argv[2],), output=output, tokenizer=s
 """
 
 
+@pytest.mark.parametrize("points", [(1, 25, 27), pytest.param(range(1, 28), marks=pytest.mark.long)])
 def test_a_killed_run_leaves_no_folder_and_the_next_one_cleans_up(
-    config: PrepareConfig, tmp_path: Path
+    config: PrepareConfig, tmp_path: Path, points: Sequence[int]
 ) -> None:
     tokenizer = Tokenizer.train(TEXTS, 280).save(tmp_path)
     whole = replace(config, tokenizer=str(tokenizer), held_out=HeldOut())
-    for point in (1, 25, 27):  # two appends per document, one manifest, then publishing
+    for point in points:  # two appends per document, one manifest, then publishing
         arguments = [str(point), config.sources[0], str(config.output), str(tokenizer)]
         done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True)
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()

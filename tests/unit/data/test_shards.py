@@ -62,9 +62,10 @@ def test_writer_refuses_ids_outside_the_vocabulary(tmp_path: Path) -> None:
         ShardWriter(tmp_path / "set", 300, 10).append(np.array([1, 300], np.uint16))
 
 
-def test_every_flipped_bit_is_caught_and_named(folder: Path) -> None:
+@pytest.mark.parametrize("n_flips", [100, pytest.param(10_000, marks=pytest.mark.long)])
+def test_every_flipped_bit_is_caught_and_named(folder: Path, n_flips: int) -> None:
     rng = random.Random(0)
-    for _ in range(100):
+    for _ in range(n_flips):
         path = folder / f"shard-0000{rng.randrange(3)}.bin"
         good = path.read_bytes()
         bad = bytearray(good)
