@@ -1,9 +1,9 @@
 """A process that turns texts into ids: frames on standard input, frames on standard output.
 
 A frame is a count and that many lengths (unsigned 32-bit, little-endian) followed by that many byte
-strings. The first frame holds the tokenizer; every later one holds UTF-8 texts and is answered by a frame of
-id arrays. No pickle, no fork of a process that has threads, and no need of a guarded main module. The
-worker ends when its input does.
+strings. The first frame holds the tokenizer and is answered by an empty one; every later frame holds UTF-8
+texts and is answered by their id arrays. So there is no pickle, no fork of a process that has threads, and no
+need of a guarded main module. The worker ends when its input does.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def main() -> None:
     if received is None:
         return
     encoder = Encoder(Tokenizer.from_bytes(received[0]))
+    write_frame(sys.stdout.buffer, [])
     while (texts := read_frame(sys.stdin.buffer)) is not None:
-        write_frame(sys.stdout.buffer, [encoder.encode_bytes(text.decode()) for text in texts])
+        write_frame(sys.stdout.buffer, encoder.encode_many([text.decode() for text in texts]))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -39,7 +40,8 @@ class Tokenizer:
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         """Wrap a `tokenizers.Tokenizer`; raises DataError if it is not GPT-2's kind (`_refuse_foreign`)."""
-        _refuse_foreign(inner)
+        self._form = str(inner.to_str(pretty=False))
+        _refuse_foreign(json.loads(self._form))
         inner.encode_special_tokens = True  # user text never parses special tokens
         self.inner = inner
         vocabulary: dict[str, int] = inner.get_vocab(with_added_tokens=True)
@@ -83,7 +85,7 @@ class Tokenizer:
 
     def to_bytes(self) -> bytes:
         """The whole tokenizer as the bytes of a `tokenizer.json` (the Hugging Face format)."""
-        return bytes(self.inner.to_str(pretty=False).encode())
+        return self._form.encode()
 
     @property
     def sha256(self) -> str:
@@ -192,9 +194,9 @@ def _bytes_by_id(vocabulary: dict[str, int], special: set[str]) -> list[bytes | 
     return table
 
 
-def _refuse_foreign(inner: tokenizers.Tokenizer) -> None:
-    """Raise DataError unless this is BPE over GPT-2's byte-level pre-tokens with no normaliser."""
-    form = json.loads(inner.to_str(pretty=False))
+def _refuse_foreign(form: dict[str, Any]) -> None:
+    """Raise DataError unless this `tokenizer.json` is BPE over GPT-2's byte-level pre-tokens."""
+    added = form.get("added_tokens") or []
     before = form.get("pre_tokenizer") or {}
     model = form.get("model") or {}
     problems = [
@@ -204,11 +206,11 @@ def _refuse_foreign(inner: tokenizers.Tokenizer) -> None:
         (before.get("add_prefix_space") is True, "it adds a space before the text (add_prefix_space)"),
         (before.get("use_regex") is False, "it does not split by GPT-2's pattern (use_regex false)"),
         (
-            any(not token["special"] for token in form.get("added_tokens", [])),
+            any(not token["special"] for token in added),
             "it has added words that are not special tokens, which would split pre-tokens",
         ),
         (form.get("normalizer") is not None, "it normalises text, so decoding would not give it back"),
-        (inner.token_to_id(END_OF_TEXT) is None, f"it has no {END_OF_TEXT} entry"),
+        (all(token["content"] != END_OF_TEXT for token in added), f"it has no special token {END_OF_TEXT}"),
     ]
     for wrong, message in problems:
         if wrong:

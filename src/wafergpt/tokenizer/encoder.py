@@ -8,12 +8,12 @@ regular expression and joining cached bytes runs at two to three times the libra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from wafergpt.errors import DataError
 from wafergpt.tokenizer.bpe import Tokenizer
 from wafergpt.tokenizer.pretokens import is_stable, pieces, split
 
@@ -57,19 +57,23 @@ class Encoder:
         self.dtype = token_dtype(tokenizer.vocab_size)
         self._cache = _WordCache(tokenizer)
 
-    def encode_bytes(self, text: str) -> bytes:
-        """The ids of `text` as little-endian integers of `dtype`. Raises DataError for a lone surrogate."""
-        try:
-            return b"".join(self._encode_piece(piece) for piece in pieces(text, _PIECE_CHARS))
-        except (UnicodeEncodeError, TypeError) as error:
-            raise DataError(f"text cannot be encoded: {error}") from None
-
     def encode(self, text: str) -> TokenArray:
-        """The ids of `text` as a read-only array of `dtype`."""
-        return np.frombuffer(self.encode_bytes(text), self.dtype)
+        """The ids of `text` as a read-only array of `dtype`. Raises DataError for a lone surrogate."""
+        return np.frombuffer(self.encode_many([text])[0], self.dtype)
 
-    def _encode_piece(self, piece: str) -> bytes:
-        if is_stable(piece):
-            return b"".join(map(self._cache.__getitem__, split(piece)))
-        ids = self._tokenizer.inner.encode(piece, add_special_tokens=False).ids
-        return np.array(ids, self.dtype).tobytes()
+    def encode_many(self, texts: Sequence[str]) -> list[bytes]:
+        """The ids of each text as little-endian `dtype`. Raises DataError for a lone surrogate."""
+        parts: list[list[bytes]] = [[] for _ in texts]
+        unusual: list[str] = []  # pieces for the library, all at once: it has threads of its own
+        places: list[tuple[list[bytes], int]] = []
+        for text, encoded in zip(texts, parts, strict=True):
+            for piece in pieces(text, _PIECE_CHARS):
+                if is_stable(piece):
+                    encoded.append(b"".join(map(self._cache.__getitem__, split(piece))))
+                else:
+                    places.append((encoded, len(encoded)))
+                    unusual.append(piece)
+                    encoded.append(b"")
+        for (encoded, index), ids in zip(places, self._tokenizer.encode_batch(unusual), strict=True):
+            encoded[index] = np.array(ids, self.dtype).tobytes()
+        return [b"".join(encoded) for encoded in parts]

@@ -3,7 +3,7 @@
 The pattern is the one of OpenAI's GPT-2 encoder (encoder.py, 2019): contractions, then letters,
 numbers and other symbols with at most one leading space, then whitespace that leaves its last
 character to the next word. The `tokenizers` library runs it in Rust on full Unicode; here it is
-written for Python's `re` over the part of Unicode whose classes have been stable for decades, which
+written for Python's `re` over the part of Unicode whose classes have not changed for decades, which
 makes an exact and much faster path for most text (see encoder.py).
 """
 
@@ -14,30 +14,23 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-# Blocks that every Unicode version since 5.0 assigns and classifies alike: Latin to Armenian, extended
-# Latin and Greek, general punctuation, currency and arrows, kana and CJK. Text with any other
-# character goes through the library. tests/parity/test_pretokens.py compares every code point.
-_STABLE_BLOCKS = (
-    (0x0000, 0x058A),
-    (0x1E00, 0x1FFE),
-    (0x2000, 0x206F),
-    (0x20A0, 0x20B5),
-    (0x2190, 0x22FF),
-    (0x3000, 0x30FF),
-    (0x4E00, 0x9FA5),
-    (0xAC00, 0xD7A3),
-    (0xFF01, 0xFF5E),
-)
+# Emoji came after Unicode 3.2; all of this block has been assigned, and symbols, since Unicode 8.0 (2015).
+_EMOJI = range(0x1F300, 0x1F650)
 # Unicode's White_Space property. Python's \s also holds U+001C to U+001F, so it is not used.
 _WHITESPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
 
-def _stable_code_points() -> Iterator[tuple[int, str]]:
-    for first, last in _STABLE_BLOCKS:
-        for code in range(first, last + 1):
-            category = unicodedata.category(chr(code))
-            if category != "Cn":  # unassigned here may be assigned in the library's newer tables
-                yield code, category
+def stable_code_points() -> Iterator[tuple[int, str]]:
+    """(code point, L, N or another class) of those whose class is the same in every Unicode version.
+
+    They were assigned in Unicode 3.2 (2002) and belong to the same class today, so the library's tables and
+    Python's agree on them whatever their versions. tests/parity/test_pretokens.py compares every one.
+    """
+    for code in range(0x10000):
+        then, now = unicodedata.ucd_3_2_0.category(chr(code))[0], unicodedata.category(chr(code))[0]
+        if then == now and unicodedata.category(chr(code)) not in ("Cn", "Cs"):
+            yield code, now
+    yield from ((code, "S") for code in _EMOJI)
 
 
 def _ranges(codes: list[int]) -> str:
@@ -46,7 +39,7 @@ def _ranges(codes: list[int]) -> str:
     start = previous = codes[0]
     for code in [*codes[1:], -1]:
         if code != previous + 1:
-            parts.append(f"\\u{start:04x}-\\u{previous:04x}")
+            parts.append(f"\\U{start:08x}-\\U{previous:08x}")
             start = code
         previous = code
     return "".join(parts)
@@ -55,9 +48,9 @@ def _ranges(codes: list[int]) -> str:
 @functools.cache
 def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
     """(GPT-2's pattern over the stable code points, a pattern that finds any other code point)."""
-    stable = list(_stable_code_points())
-    letters = _ranges([code for code, category in stable if category[0] == "L"])
-    numbers = _ranges([code for code, category in stable if category[0] == "N"])
+    stable = list(stable_code_points())
+    letters = _ranges([code for code, category in stable if category == "L"])
+    numbers = _ranges([code for code, category in stable if category == "N"])
     space = _WHITESPACE
     gpt2 = re.compile(
         "'(?:[stmd]|re|ve|ll)"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -100,20 +102,35 @@ def test_repeated_and_empty_documents_are_counted(config: PrepareConfig) -> None
     assert documents_of(prepared.folder / "train") == [*TEXTS[:3], "é" * 9]
 
 
+@pytest.fixture
+def processes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first batch, all is encoded by the processes; else small inputs would be done before."""
+    start = EncodePool._start
+
+    def start_and_wait(pool: EncodePool) -> None:
+        start(pool)
+        while pool._idle.empty():
+            time.sleep(0.01)
+
+    monkeypatch.setattr(EncodePool, "_start", start_and_wait)
+    monkeypatch.setattr(encode_pool, "_INLINE_BYTES", 0)
+
+
+@pytest.mark.usefixtures("processes_at_once")
 def test_processes_and_batches_do_not_change_a_bit(
     config: PrepareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = everything(prepare(config).folder)
-    monkeypatch.setattr(encode_pool, "_INLINE_BYTES", 100)
     for n_workers, batch_bytes in ((2, 1), (3, 150)):
         monkeypatch.setattr(prepare_module, "_BATCH_BYTES", batch_bytes)
         output = tmp_path / f"workers-{n_workers}"
         assert everything(prepare(replace(config, output=output, n_workers=n_workers)).folder) == first
 
 
+@pytest.mark.usefixtures("processes_at_once")
 def test_long_documents_are_encoded_as_a_whole(config: PrepareConfig, tmp_path: Path) -> None:
     """Pieces are cut only where the ids do not notice."""
-    text = " ".join(random.Random(0).choices(["king", "it's", "中文。字", "\n\n", "  12", "--"], k=100_000))
+    text = " ".join(random.Random(0).choices(["king", "it's", "中文。字", "\n\n", "  12", "--"], k=600_000))
     (tmp_path / "long.txt").write_text(text)
     prepared = prepare(
         replace(config, sources=(str(tmp_path / "long.txt"),), held_out=HeldOut(), n_workers=2)
@@ -126,12 +143,10 @@ def test_long_documents_are_encoded_as_a_whole(config: PrepareConfig, tmp_path: 
 def test_a_dead_worker_is_reported(config: PrepareConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode_pool, "_INLINE_BYTES", 0)
     pool = EncodePool(Tokenizer.train(TEXTS, 280), 2)
-    batches = [[text.encode()] for text in TEXTS]
     with pytest.raises(WaferGPTError, match=r"tokenising process \d+ ended with code -9"), pool:
-        for n, _ in enumerate(pool.encode(iter(batches))):
-            if n == 1:
-                for child in pool._children:
-                    child.kill()
+        for _ in pool.encode(itertools.repeat([b"some text"])):
+            for child in pool._children:
+                child.kill()
     assert all(child.poll() is not None for child in pool._children)
 
 
