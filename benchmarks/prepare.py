@@ -50,7 +50,10 @@ print(prepare(config).train.n_tokens)
 
 def corpora(quick: bool) -> dict[str, list[str]]:
     """Documents by kind of text: books, chat, code, and characters that Python's `re` path leaves alone."""
-    library = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    library = [
+        p for p in sorted(stdlib.rglob("*.py")) if not {"test", "tests", "site-packages"} & set(p.parts)
+    ]
     rng = random.Random(0)
     scripts = [
         [chr(code) for code in range(*span)] for span in ((0x5D0, 0x5EB), (0x905, 0x93A), (0x1F600, 0x1F640))
@@ -59,8 +62,10 @@ def corpora(quick: bool) -> dict[str, list[str]]:
     kinds = {
         "books": [d.text for name in ("bible-bbe", "bible-kjv", "bible-web") for d in documents(name)],
         "chat": [d.text for d in documents("chitchat")],
-        "code": [path.read_text(encoding="utf-8") for path in library],
-        "other scripts": [" ".join(rng.choices(words, k=400)) for _ in range(1000)],
+        "code": [
+            path.read_text(encoding="utf-8") for path in library if b"coding: " not in path.read_bytes()[:200]
+        ],
+        "other scripts": [" ".join(rng.choices(words, k=400)) for _ in range(2000)],
     }
     return {kind: texts[: max(8, len(texts) // 50)] if quick else texts for kind, texts in kinds.items()}
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wafergpt.tokenizer import encoder as encoder_module
 from wafergpt.tokenizer.bpe import Tokenizer, byte_alphabet
 from wafergpt.tokenizer.encoder import Encoder
 from wafergpt.tokenizer.incremental import IncrementalDecoder
@@ -31,6 +32,18 @@ def test_round_trip_and_fast_encoder(text: str) -> None:
     assert ENCODER.encode(text).tolist() == ids
     if is_stable(text):
         assert "".join(split(text)) == text
+
+
+def test_the_encoder_is_right_when_words_never_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it leaves pieces to the library, and its cache overflows."""
+    monkeypatch.setattr(encoder_module, "_WARM_ENTRIES", 20)
+    monkeypatch.setattr(encoder_module, "_CACHE_ENTRIES", 50)
+    encoder = Encoder(TOKENIZER)
+    text = " ".join(f"{n * n} the{n:x}" for n in range(20_000))
+    assert encoder.encode(text).tolist() == TOKENIZER.encode(text)
+    n_words = len(split(text))
+    assert 0 < encoder._cache.n_misses < n_words / 5, "most pieces were left to the library"
+    assert len(encoder._cache) <= 50
 
 
 @settings(max_examples=300, deadline=None)

@@ -23,6 +23,11 @@ TokenArray = npt.NDArray[Any]
 _PIECE_CHARS = 1 << 14  # one unusual character sends at most this much text down the slower path
 _CACHE_ENTRIES = 1 << 18  # about 60 MB of short strings; keeps memory flat on any corpus
 _CACHED_WORD_CHARS = 48  # longer pre-tokens (encoded data, rules of dashes) seldom come back
+# Where words do not repeat (tables of numbers, random ids) the cache costs more than it saves: after a piece
+# with so large a share of misses, the library does some pieces alone.
+_MISS_SHARE = 0.15
+_WARM_ENTRIES = 1 << 15  # before that many entries misses mean nothing
+_DETOUR_PIECES = 15
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -37,8 +42,10 @@ class _WordCache(dict[str, bytes]):
         super().__init__()
         self._tokenizer = tokenizer
         self._dtype = token_dtype(tokenizer.vocab_size)
+        self.n_misses = 0
 
     def __missing__(self, word: str) -> bytes:
+        self.n_misses += 1
         ids = np.array(
             self._tokenizer.inner.encode(word, add_special_tokens=False).ids, self._dtype
         ).tobytes()
@@ -56,6 +63,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self.dtype = token_dtype(tokenizer.vocab_size)
         self._cache = _WordCache(tokenizer)
+        self._detour = 0  # pieces still to be left to the library
 
     def encode(self, text: str) -> TokenArray:
         """The ids of `text` as a read-only array of `dtype`. Raises DataError for a lone surrogate."""
@@ -68,12 +76,21 @@ class Encoder:
         places: list[tuple[list[bytes], int]] = []
         for text, encoded in zip(texts, parts, strict=True):
             for piece in pieces(text, _PIECE_CHARS):
-                if is_stable(piece):
-                    encoded.append(b"".join(map(self._cache.__getitem__, split(piece))))
+                if self._detour == 0 and is_stable(piece):
+                    encoded.append(self._from_cache(piece))
                 else:
+                    self._detour = max(0, self._detour - 1)
                     places.append((encoded, len(encoded)))
                     unusual.append(piece)
                     encoded.append(b"")
         for (encoded, index), ids in zip(places, self._tokenizer.encode_batch(unusual), strict=True):
             encoded[index] = np.array(ids, self.dtype).tobytes()
         return [b"".join(encoded) for encoded in parts]
+
+    def _from_cache(self, piece: str) -> bytes:
+        words = split(piece)
+        before = self._cache.n_misses
+        ids = b"".join(map(self._cache.__getitem__, words))
+        if self._cache.n_misses - before > _MISS_SHARE * len(words) and len(self._cache) > _WARM_ENTRIES:
+            self._detour = _DETOUR_PIECES
+        return ids
