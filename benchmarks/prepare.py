@@ -92,7 +92,8 @@ def measure_speed(texts: list[str], tokenizer: Tokenizer, rounds: int, folder: P
         config = PrepareConfig(
             sources=(str(source),), output=folder / "data", tokenizer=str(tokenizer_file), overwrite=True
         )
-        return prepare(config).train.n_tokens - len(texts)
+        train = prepare(config).train
+        return train.n_tokens - train.n_documents  # without the end-of-text ids
 
     ways = {
         "encode_batch": library(inner.encode_batch, texts),

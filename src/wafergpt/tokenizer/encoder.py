@@ -21,7 +21,7 @@ TokenArray = npt.NDArray[Any]
 """Ids, shape [n], uint16 or uint32: see `token_dtype`."""
 
 _PIECE_CHARS = 1 << 14  # one unusual character sends at most this much text down the slower path
-_CACHE_ENTRIES = 1 << 18  # about 60 MB of short strings; keeps memory flat on any corpus
+_CACHE_ENTRIES = 1 << 17  # about 30 MB of short strings; keeps memory flat on any corpus
 _CACHED_WORD_CHARS = 48  # longer pre-tokens (encoded data, rules of dashes) seldom come back
 # Where words do not repeat (tables of numbers, random ids) the cache costs more than it saves: after a piece
 # with so large a share of misses, the library does some pieces alone.
