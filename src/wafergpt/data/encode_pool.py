@@ -9,6 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 
@@ -85,7 +86,10 @@ class EncodePool:
         # One thread each: the processes are the parallelism.
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
         environment["OPENBLAS_NUM_THREADS"] = environment["OMP_NUM_THREADS"] = "1"
-        command = [sys.executable, "-m", "wafergpt.data.encode_worker"]
+        # The package this process runs, whatever lies in the current folder (-P leaves that out).
+        paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        command = [sys.executable, "-P", "-m", "wafergpt.data.encode_worker"]
         tokenizer = self._tokenizer.to_bytes()
         for _ in range(self._n_workers):
             child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
