@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ops_lab import E, U, excess, labels_for, leaf, need_int8, normal, product_bound, step
+from wafergpt.errors import ConfigError
 from wafergpt.ops import cpu, dispatch, reference
 
 # M, K, N: one, odd, around the row tile (6), the panel (64), the depth unit (4), and beyond one pass of 8192.
@@ -219,3 +220,13 @@ def test_numbers_next_to_nothing_count_as_zero() -> None:
         torch.zeros(2, 8, dtype=torch.bfloat16), cpu.Int8Weight.pack(normal(3, 8, seed=1))
     )
     assert not zero.any()
+
+
+def test_a_sum_that_could_overflow_is_refused() -> None:
+    longest = torch.zeros(1, cpu.MAX_INT8_TERMS, dtype=torch.bfloat16)
+    assert 127 * 255 * cpu.MAX_INT8_TERMS < 2**31
+    cpu.Int8Weight.pack(longest)
+    with pytest.raises(ConfigError, match="micro_batch_size"):
+        cpu.Int8Weight.pack(torch.zeros(1, cpu.MAX_INT8_TERMS + 1, dtype=torch.bfloat16))
+    with pytest.raises(ConfigError, match="the limit is 66,000"):
+        cpu.int8_weight_gradient(*[torch.zeros(cpu.MAX_INT8_TERMS + 1, 2, dtype=torch.bfloat16)] * 2)

@@ -13,11 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wafergpt.errors import ConfigError
 from wafergpt.kernels import build
 from wafergpt.ops.reference import AdamWStep
 
 # Rows of the head that are in memory at once: at V = 50257 the bfloat16 logits then take 206 MB.
 HEAD_CHUNK_ROWS = 2048
+
+# Terms an int8 product can sum exactly in int32: 127 * 255 * terms < 2^31 (kernels/cpu/int8_gemm.cpp).
+MAX_INT8_TERMS = 66_000
 
 
 def _pointer(x: Tensor | None) -> ctypes.c_void_p:
@@ -178,6 +182,11 @@ class Int8Weight:
 
     @classmethod
     def _pack(cls, weight: Tensor, n_out: int, depth: int, kernel: Any) -> Int8Weight:
+        if depth > MAX_INT8_TERMS:
+            raise ConfigError(
+                f"an int8 product of {depth:,} terms could overflow; the limit is {MAX_INT8_TERMS:,}:"
+                " use a smaller micro_batch_size, or precision bf16 for so large a vocabulary"
+            )
         padded = -(-depth // 4) * 4
         panels = torch.empty(-(-n_out // 64) * 64 * padded, dtype=torch.uint8)
         scales = torch.empty(n_out)

@@ -3,7 +3,7 @@
 // A is int8, row major, one scale a row. B is stored as unsigned bytes (int8 + 128) in panels of 64
 // columns: [panel][K / 4][64][4], so that vpdpbusd (unsigned x signed) applies; the excess
 // 128 * sum_k A[m, k] is taken off with the row sums made when A is quantised. K is padded to a multiple
-// of 4 (0 in A, so B's padding is free), N to a multiple of 64. Definition: ops/reference.py int8_linear.
+// of 4 (0 in A, so B's padding is free), N to a multiple of 64. Proven in tests/parity/test_ops_int8.py.
 // Sums are exact in int32 up to K = 66,000: 127 * 255 * K < 2^31.
 #include <omp.h>
 
