@@ -46,8 +46,18 @@ RULES: dict[str, Rule] = {
     "ops": _torch(2, "kernels"),
     "tasks": _free(2, "tokenizer"),
     "recipes": _free(3, *_MODEL_SHAPE),
+    "data.hdf5": _free(3, "data", third_party=("numpy", "h5py")),
     "data": _free(3, "tokenizer", "assets", third_party=("numpy", "pyarrow", "zstandard", "rich")),
     "checkpoints": _free(3, "model.config", "model.mup", "tokenizer", third_party=("numpy",)),
+    "checkpoints.huggingface": _free(
+        3, "checkpoints", "model.config", "model.mup", "tokenizer", third_party=("numpy", "huggingface_hub")
+    ),
+    "checkpoints.modelzoo": _free(
+        3, "checkpoints", "model.config", "model.mup", "tokenizer", third_party=("numpy", "h5py", "yaml")
+    ),
+    "checkpoints.gguf": _free(
+        3, "checkpoints", "model.config", "model.mup", "tokenizer", third_party=("numpy", "gguf")
+    ),
     "model": _torch(4, *_MODEL_SHAPE, "ops", "checkpoints"),
     "training": _torch(5, "model", "ops", "data", "checkpoints", third_party=("rich",)),
     "training.config": _free(5, *_MODEL_SHAPE),
@@ -69,9 +79,11 @@ RULES: dict[str, Rule] = {
     "serving": _free(7, "tasks", "data", "inference", "tokenizer"),
     "runs": _free(8, "recipes", *_MODEL_SHAPE, "training.config", "finetuning.config"),
     "api": _torch(9, ""),  # "": everything below
+    "conversion": _torch(9, "", third_party=("numpy",)),
+    "engines": _torch(9, "", third_party=("numpy", "transformers", "xllamacpp")),
     "quickstart": _torch(9, "", third_party=("rich",)),
     "quickstart_report": _torch(9, ""),
-    "cli": _free(10, "api", "quickstart", "runs", third_party=("typer", "rich")),
+    "cli": _free(10, "api", "conversion", "quickstart", "runs", third_party=("typer", "rich")),
     "cli.assets": _free(10, "assets", third_party=("typer", "rich")),
     "cli.prepare": _free(10, "api", "data", third_party=("typer", "rich")),
     "cli.doctor": _free(10, "kernels", "assets", third_party=("typer", "torch")),
