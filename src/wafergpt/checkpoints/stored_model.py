@@ -41,11 +41,11 @@ class LazyArrays(Mapping[str, Array]):
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
-    """One model as files hold it; `arrays` has exactly `config.parameter_shapes()`, the tied head left out."""
+    """One model as files hold it; `arrays` has exactly `config.parameter_shapes()` (the head is tied)."""
 
     config: GPTConfig
     arrays: Mapping[str, NDArray[np.float32]]
     tokenizer: Tokenizer | None = None
     chat_template: str | None = None  # carried as text, never rendered
-    provenance: Mapping[str, Any] = field(default_factory=dict)  # facts of the training run, for the model card
-    notes: tuple[str, ...] = ()  # what the reader dropped, assumed or chose; one line each, shown to the user
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # facts of the run, for the model card
+    notes: tuple[str, ...] = ()  # what the reader dropped, assumed or chose; one line each, for the user
