@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
@@ -228,6 +229,21 @@ def storage_error(action: str, error: OSError, consequence: str) -> StorageError
     failure = StorageError(f"{action}: {error.strerror or error}; {consequence}")
     failure.errno = error.errno
     return failure
+
+
+_TEMPORARY_NAME = re.compile(r"\..+\.tmp-[0-9]+-[0-9a-f]{8}")  # what `write_atomic` writes first
+
+
+def remove_temporaries(directory: Path, files: FileLayer | None = None) -> None:
+    """Remove what killed `write_atomic`s left in `directory`; the caller must be its only writer.
+
+    A file that cannot be removed stays: it harms nothing.
+    """
+    layer = files or OSFiles()
+    with contextlib.suppress(OSError):
+        for name in layer.list_directory(directory):
+            if _TEMPORARY_NAME.fullmatch(name):
+                layer.unlink(directory / name)
 
 
 def write_atomic(path: Path, data: bytes, files: FileLayer | None = None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -47,6 +47,22 @@ class World:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
         return flag if self.size == 1 else self.total([float(flag)])[0] > 0
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its mean over processes, in place; every process gives them in one order."""
+        if self.size == 1:
+            return
+        tensors = list(tensors)
+        for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            work.wait()
+        for tensor in tensors:
+            tensor /= self.size
+
+    def alone(self, module: nn.Module) -> contextlib.AbstractContextManager[object]:
+        """Inside, a backward pass of the replicated `module` speaks to no other process."""
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            return module.no_sync()
+        return contextlib.nullcontext()
 
     def replicate(self, module: nn.Module) -> nn.Module:
         """`module`, with gradients averaged over processes during backward."""

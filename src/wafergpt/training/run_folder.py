@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wafergpt import config as config_files
-from wafergpt.checkpoints.files import write_atomic
+from wafergpt.checkpoints.files import remove_temporaries, write_atomic
 from wafergpt.checkpoints.lock import LOCK_NAME, RunLock
 from wafergpt.checkpoints.native import CHECKPOINTS_NAME, Checkpoint, CheckpointStore
 from wafergpt.errors import CheckpointError, ConfigError, DataError, StorageError
@@ -80,6 +80,7 @@ class RunFolder:
                 raise ConfigError(
                     f"'{self.path}' holds a run already: add --resume to go on, or choose another --out"
                 )
+            remove_temporaries(self.path)
             yield
 
     def _names(self) -> set[str]:

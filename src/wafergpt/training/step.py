@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from typing import Protocol
@@ -116,17 +117,22 @@ class Trainer:
         per_process = self.config.batch_size // self.world.size
         first = self.state.sample_index + self.world.rank * per_process
         total = 0.0
+        accumulate = self.n_micro_batches > 1
         for i in range(self.n_micro_batches):
             # Several processes stop between steps only: one that left here would leave the others waiting.
             if self._stop_requested and self.world.size == 1:
                 return None
             size = self.config.micro_batch_size
             inputs, labels = self.batches.batch(first + i * size, size)
-            loss = self._loss(*(torch.from_numpy(ids).to(self.world.device) for ids in (inputs, labels)))
-            loss.backward()
+            ids = [torch.from_numpy(array).to(self.world.device) for array in (inputs, labels)]
+            with self.world.alone(self._loss) if accumulate else contextlib.nullcontext():
+                loss = self._loss(*ids)
+                loss.backward()
             total += float(loss.detach())
-            if self.n_micro_batches > 1:
+            if accumulate:
                 self._add_gradients(is_first=i == 0)
+        if accumulate:  # once a step, in float32
+            self.world.average(self._sums.values())
         return self.world.mean(total / self.n_micro_batches)
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from wafergpt.checkpoints.files import (
     Kind,
     OSFiles,
     make_directories,
+    remove_temporaries,
     remove_tree,
     sync_directory,
     write_atomic,
@@ -131,3 +132,31 @@ def test_directories_another_process_makes_first_are_accepted() -> None:
 
 def test_removing_what_is_not_there_is_no_error(tmp_path: Path) -> None:
     remove_tree(OSFiles(), tmp_path / "nothing")
+
+
+def test_what_killed_writes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "config.yaml", b"kept")
+    left = tmp_path / ".config.yaml.tmp-1234-00c0ffee"
+    others = [tmp_path / name for name in (".config.yaml.tmp-1234", "config.tmp-1-00c0ffee", ".lock")]
+    for path in [left, *others]:
+        path.write_bytes(b"half")
+    remove_temporaries(tmp_path)
+    assert not left.exists() and all(path.exists() for path in others)
+    assert (tmp_path / "config.yaml").read_bytes() == b"kept"
+    remove_temporaries(tmp_path / "missing")
+
+
+def test_temporaries_are_named_as_they_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that dies before its rename leaves a file that `remove_temporaries` knows."""
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OSFiles, "rename", die)
+    monkeypatch.setattr(OSFiles, "unlink", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(tmp_path / "config.yaml", b"new")
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 1
+    remove_temporaries(tmp_path)
+    assert list(tmp_path.iterdir()) == []
