@@ -56,7 +56,11 @@ def permute(indices: Indices, n: int, seed: int, epoch: int) -> Indices:
 
 
 class Loader:
-    """Shuffled windows of `seq_len` + 1 ids with stride `seq_len` over the whole shard set."""
+    """Shuffled windows of `seq_len` + 1 ids with stride `seq_len` over the whole shard set.
+
+    When shuffled, each later epoch cuts the corpus at other places (`offset`), so that text met again stands
+    in another context. A run of one epoch, the published recipe, is not touched by this.
+    """
 
     def __init__(self, shards: ShardSet, seq_len: int, seed: int = 0, *, shuffle: bool = True) -> None:
         """Raises ConfigError for a bad length, DataError if the corpus is shorter than one window."""
@@ -82,6 +86,16 @@ class Loader:
         """The window number at one position of an epoch."""
         return int(self.sample_ids(epoch, [index])[0])
 
+    def offset(self, epoch: int) -> int:
+        """Where the first window starts: 0 in the first epoch, later one of seq_len places by the seed."""
+        if epoch == 0 or not self.shuffle:
+            return 0
+        return int(_round_keys(self.seed, epoch)[0] % np.uint64(self.seq_len))
+
+    def start(self, epoch: int, window: int) -> int:
+        """The position in the corpus of a window's first id; the last window ends where the corpus does."""
+        return min(self.offset(epoch) + window * self.seq_len, self.shards.n_tokens - self.seq_len - 1)
+
     def batch(self, index0: int, batch_size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """(inputs[B,T], labels[B,T]) for the global positions index0 … index0 + batch_size - 1.
 
@@ -97,6 +111,6 @@ class Loader:
             last = min(positions[-1], (epoch + 1) * self.n_samples - 1)
             indices = np.arange(first, last + 1) - epoch * self.n_samples
             for window in self.sample_ids(epoch, indices):
-                windows[row] = self.shards.read(int(window) * self.seq_len, self.seq_len + 1)
+                windows[row] = self.shards.read(self.start(epoch, int(window)), self.seq_len + 1)
                 row += 1
         return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])

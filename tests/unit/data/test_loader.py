@@ -107,8 +107,26 @@ def any_split_reads_the_same(shards: ShardSet) -> None:
 def test_epochs_and_seeds_have_their_own_order(shards: ShardSet) -> None:
     epochs_differ(Loader(shards, 5, seed=3))
     assert Loader(shards, 5, seed=3).sample_id(0, 0) != Loader(shards, 5, seed=4).sample_id(0, 0)
-    second = Loader(shards, 5, seed=3).batch(997, 997)
-    check_exactly_once(*second, n_samples=997, seq_len=5)
+
+
+def check_later_epoch(inputs: Any, offset: int, n_tokens: int, seq_len: int) -> None:
+    """Windows `seq_len` apart from `offset` on, each once; what would pass the corpus' end is moved back."""
+    starts = np.sort(inputs[:, 0])
+    expected = np.minimum(offset + seq_len * np.arange(len(inputs)), n_tokens - seq_len - 1)
+    assert np.array_equal(starts, expected)
+
+
+def test_later_epochs_cut_the_corpus_elsewhere(shards: ShardSet) -> None:
+    loader = Loader(shards, 5, seed=3)
+    offsets = [loader.offset(epoch) for epoch in range(40)]
+    assert offsets[0] == 0 and set(offsets) == set(range(5))
+    for epoch in range(1, 6):
+        inputs, labels = loader.batch(epoch * 997, 997)
+        assert np.array_equal(labels, inputs + 1)
+        check_later_epoch(inputs, offsets[epoch], shards.n_tokens, 5)
+    with pytest.raises(AssertionError):  # the first epoch's cuts are not those of an epoch with an offset
+        check_later_epoch(loader.batch(0, 997)[0], max(offsets), shards.n_tokens, 5)
+    assert {Loader(shards, 5, seed=seed).offset(1) for seed in range(40)} == set(range(5))
 
 
 def test_any_number_of_readers_sees_the_same_order(shards: ShardSet) -> None:
