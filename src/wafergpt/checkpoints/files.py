@@ -251,17 +251,28 @@ def write_atomic(path: Path, data: bytes, files: FileLayer | None = None) -> Non
 
     Raises StorageError; the old content is then intact.
     """
+    write_stream(path, [memoryview(data)], files)
+
+
+def write_stream(path: Path, chunks: Iterable[memoryview], files: FileLayer | None = None) -> FileDigest:
+    """`write_atomic` for content that is made piece by piece; returns its size and hash.
+
+    Raises StorageError, and whatever `chunks` raises; the old content is then intact.
+    """
     layer = files or OSFiles()
     path = path.parent.resolve() / path.name  # where a folder lives is its owner's choice, links included
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         try:
-            write_synced(layer, temporary, [memoryview(data)])
+            digest = write_synced(layer, temporary, chunks)
             layer.rename(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 layer.unlink(temporary)
             raise
         sync_directory(layer, path.parent)
+    except StorageError:
+        raise
     except OSError as error:
         raise storage_error(f"cannot write '{path}'", error, "what was there before is intact") from error
+    return digest
