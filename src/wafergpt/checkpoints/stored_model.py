@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wafergpt.errors import CheckpointError, did_you_mean
 from wafergpt.model.config import GPTConfig
 from wafergpt.tokenizer.bpe import Tokenizer
 
@@ -49,3 +50,16 @@ class StoredModel:
     chat_template: str | None = None  # carried as text, never rendered
     provenance: Mapping[str, Any] = field(default_factory=dict)  # facts of the run, for the model card
     notes: tuple[str, ...] = ()  # what the reader dropped, assumed or chose; one line each, for the user
+
+
+def check_arrays(config: GPTConfig, arrays: Mapping[str, Array]) -> None:
+    """Raise CheckpointError naming the first array that is missing, unknown or of another shape."""
+    expected = config.parameter_shapes()
+    for name in arrays:
+        if name not in expected:
+            raise CheckpointError(f"unknown weight '{name}'{did_you_mean(name, list(expected))}")
+    for name, shape in expected.items():
+        if name not in arrays:
+            raise CheckpointError(f"weight '{name}' is missing")
+        if arrays[name].shape != shape:
+            raise CheckpointError(f"weight '{name}' has shape {arrays[name].shape}, the config says {shape}")

@@ -21,7 +21,7 @@ from wafergpt.tokenizer.bpe import Tokenizer
 
 Logits = NDArray[np.float32]
 
-# Prose, code, digits, spaces, other scripts, symbols outside the basic plane: different parts of a vocabulary.
+# Prose, code, digits, spaces, other scripts, symbols outside the basic plane: other parts of a vocabulary.
 TEXTS = (
     "The river had risen in the night, and by morning the lower fields were a sheet of grey water",
     "def mean(values):\n    total = sum(values)\n    return total / len(values)\n\n\nprint(mean([1, 2, 3",
