@@ -67,3 +67,12 @@ def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
 
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def shown(value: object) -> str:
+    """`repr` cut to about 60 characters and always one printable line: for messages that quote a file."""
+    import reprlib
+
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 60
+    return short.repr(value)

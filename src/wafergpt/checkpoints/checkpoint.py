@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from wafergpt.checkpoints.files import CHUNK_BYTES, FileDigest, FileLayer, read_exactly
 from wafergpt.checkpoints.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileKind, Manifest
-from wafergpt.checkpoints.tensor_file import Array, parse, parse_json
+from wafergpt.checkpoints.tensor_file import Array, parse
+from wafergpt.checkpoints.untrusted.json_text import parse_json
 from wafergpt.errors import CheckpointError, StorageError
 from wafergpt.units import format_bytes
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any, NoReturn
 
 from wafergpt.checkpoints.files import FileDigest
-from wafergpt.checkpoints.tensor_file import parse_json
+from wafergpt.checkpoints.untrusted.json_text import parse_json
 from wafergpt.errors import CheckpointError
 from wafergpt.units import MIB
 

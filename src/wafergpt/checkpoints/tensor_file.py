@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wafergpt.checkpoints.files import CHUNK_BYTES
-from wafergpt.errors import CheckpointError, NonFiniteError
+from wafergpt.checkpoints.untrusted.json_text import parse_json
+from wafergpt.errors import CheckpointError, NonFiniteError, shown
 from wafergpt.units import MIB
 
 Array = npt.NDArray[Any]
@@ -27,7 +28,7 @@ Array = npt.NDArray[Any]
 # A 13B Cerebras-GPT with both moments needs about 0.2 MiB; a longer header is a lie told to make us allocate.
 MAX_HEADER_BYTES = 8 * MIB
 MAX_DIMENSIONS = 32
-_LENGTH_BYTES = 8
+LENGTH_BYTES = 8
 _ALIGNMENT = 8
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -45,14 +46,17 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# numpy has no bfloat16: held as its bits, so only readers that widen it may ask for this table.
+DTYPES_WITH_BF16 = {**_DTYPES, "BF16": np.dtype("<u2")}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TensorEntry:
     """Where one array lies: `begin` and `end` are byte offsets into the data part."""
 
     name: str
-    dtype: np.dtype[Any]
+    dtype_name: str  # as the file says it: "F32", "BF16", ...
+    dtype: np.dtype[Any]  # how numpy holds it; BF16 as its uint16 bits
     shape: tuple[int, ...]
     begin: int
     end: int
@@ -93,7 +97,7 @@ def serialized(arrays: Mapping[str, Array]) -> Iterator[memoryview]:
     text += b" " * (-len(text) % _ALIGNMENT)
     if len(text) > MAX_HEADER_BYTES:
         raise ValueError(f"{len(arrays)} tensors need a header of {len(text)} bytes, over {MAX_HEADER_BYTES}")
-    yield memoryview(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
+    yield memoryview(len(text).to_bytes(LENGTH_BYTES, "little") + text)
     for name in order:
         for piece in _pieces(_little_endian(arrays[name]).reshape(-1)):
             yield piece.view(np.uint8).data
@@ -116,80 +120,86 @@ def parse(buffer: npt.NDArray[np.uint8], label: str) -> dict[str, Array]:
 
 def parse_header(buffer: npt.NDArray[np.uint8], label: str) -> tuple[list[TensorEntry], int]:
     """The table of contents and the offset of the data part. Raises CheckpointError; see `parse`."""
+    length = header_length(buffer[:LENGTH_BYTES].tobytes(), buffer.nbytes, label)
+    data_start = LENGTH_BYTES + length
+    text = buffer[LENGTH_BYTES:data_start].tobytes()
+    return parse_table(text, buffer.nbytes - data_start, label), data_start
+
+
+def header_length(prefix: bytes, file_bytes: int, label: str) -> int:
+    """The length of the header, from the file's first 8 bytes and its size. Raises CheckpointError."""
+    if file_bytes < LENGTH_BYTES:
+        raise CheckpointError(f"{label}: {file_bytes} bytes are too few for a safetensors file")
+    length = int.from_bytes(prefix, "little")
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(f"{label}: header of {length} bytes is over the limit of {MAX_HEADER_BYTES}")
+    if LENGTH_BYTES + length > file_bytes:
+        raise CheckpointError(f"{label}: header of {length} bytes does not fit in the file's {file_bytes}")
+    return length
+
+
+def parse_table(
+    text: bytes, data_bytes: int, label: str, dtypes: Mapping[str, np.dtype[Any]] = _DTYPES
+) -> list[TensorEntry]:
+    """The entries of a header's JSON `text`, in the order of their data, which they fill without gaps.
+
+    `data_bytes` is what the file holds after the header. Raises CheckpointError; `label` names the file.
+    """
 
     def refuse(reason: str) -> NoReturn:
         raise CheckpointError(f"{label}: {reason}")
 
-    if buffer.nbytes < _LENGTH_BYTES:
-        refuse(f"{buffer.nbytes} bytes are too few for a safetensors file")
-    length = int.from_bytes(buffer[:_LENGTH_BYTES].tobytes(), "little")
-    data_start = _LENGTH_BYTES + length
-    if length > MAX_HEADER_BYTES:
-        refuse(f"header of {length} bytes is over the limit of {MAX_HEADER_BYTES}")
-    if data_start > buffer.nbytes:
-        refuse(f"header of {length} bytes does not fit in the file's {buffer.nbytes}")
     try:
-        header = parse_json(buffer[_LENGTH_BYTES:data_start].tobytes())
+        header = parse_json(text)
     except ValueError as error:
         refuse(f"header is not valid JSON: {error}")
-    if not isinstance(header, dict):
+    if not isinstance(header, dict) or not text.startswith(b"{"):  # the format allows padding at the end only
         refuse("header is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         refuse("__metadata__ is not a table of strings")
     entries = sorted(
-        (_entry(name, fields, refuse) for name, fields in header.items()), key=lambda e: (e.begin, e.end)
+        (_entry(name, fields, dtypes, refuse) for name, fields in header.items()),
+        key=lambda e: (e.begin, e.end),
     )
     position = 0
     for entry in entries:
         if entry.begin != position:
-            refuse(f"tensor '{entry.name}' starts at {entry.begin}, expected {position}: a gap or an overlap")
+            where = f"starts at {entry.begin}, expected {position}"
+            refuse(f"tensor {shown(entry.name)} {where}: a gap or an overlap")
         position = entry.end
-    if position != buffer.nbytes - data_start:
-        refuse(f"tensors hold {position} bytes, the file {buffer.nbytes - data_start}")
-    return entries, data_start
+    if position != data_bytes:
+        refuse(f"tensors hold {position} bytes, the file {data_bytes}")
+    return entries
 
 
-def _entry(name: str, fields: Any, refuse: Callable[[str], NoReturn]) -> TensorEntry:
+def _entry(
+    name: str, fields: Any, dtypes: Mapping[str, np.dtype[Any]], refuse: Callable[[str], NoReturn]
+) -> TensorEntry:
+    label = f"tensor {shown(name)}"
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
-        refuse(f"tensor '{name}' does not have exactly dtype, shape and data_offsets")
-    dtype = _DTYPES.get(fields["dtype"]) if isinstance(fields["dtype"], str) else None
+        refuse(f"{label} does not have exactly dtype, shape and data_offsets")
+    dtype_name, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    dtype = dtypes.get(dtype_name) if isinstance(dtype_name, str) else None
     if dtype is None:
-        refuse(f"tensor '{name}' has dtype {fields['dtype']!r}; known: {', '.join(_DTYPES)}")
-    shape, offsets = fields["shape"], fields["data_offsets"]
+        refuse(f"{label} has dtype {shown(dtype_name)}; known: {', '.join(dtypes)}")
     if not _sizes(shape) or len(shape) > MAX_DIMENSIONS:
-        refuse(f"tensor '{name}' has a bad shape")
+        refuse(f"{label} has a bad shape")
     if not _sizes(offsets) or len(offsets) != 2:
-        refuse(f"tensor '{name}' has bad data_offsets")
+        refuse(f"{label} has bad data_offsets")
     begin, end = offsets
     # Python integers: a product of hostile sizes cannot wrap round to a small number.
     if end - begin != math.prod(shape) * dtype.itemsize:
         refuse(
-            f"tensor '{name}' of shape {shape} and dtype {fields['dtype']} does not take {end - begin} bytes"
+            f"{label} of shape {shown(shape)} and dtype {dtype_name} does not take {shown(end - begin)} bytes"
         )
-    return TensorEntry(name=name, dtype=dtype, shape=tuple(shape), begin=begin, end=end)
+    return TensorEntry(
+        name=name, dtype_name=dtype_name, dtype=dtype, shape=tuple(shape), begin=begin, end=end
+    )
 
 
 def _sizes(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**63 for v in values)
-
-
-def parse_json(data: bytes) -> Any:
-    """Strict JSON: UTF-8, no duplicate keys, no NaN or Infinity. Raises ValueError, whatever the input."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            raise ValueError("a name appears twice")
-        return table
-
-    def constant(text: str) -> NoReturn:
-        raise ValueError(f"{text} is not JSON")
-
-    try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
 
 
 def _little_endian(array: Array) -> Array:

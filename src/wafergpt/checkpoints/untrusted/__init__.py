@@ -1,0 +1,1 @@
+"""Reading files nobody vouches for: every length, name and number is checked before it is used."""
