@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from wafergpt.tokenizer import encoder as encoder_module
 from wafergpt.tokenizer.bpe import Tokenizer, byte_alphabet
@@ -14,6 +18,9 @@ from wafergpt.tokenizer.pretokens import is_stable, last_safe_cut, pieces, split
 
 TOKENIZER = Tokenizer.train(["it's the end of the world, naïve 中文。日本語 12 123 \n\n  the  end" * 30], 300)
 ENCODER = Encoder(TOKENIZER)
+PRE_TOKENS = pre_tokenizers.ByteLevel(add_prefix_space=False)
+RANKS = {tuple(pair): rank for rank, pair in enumerate(json.loads(TOKENIZER.to_bytes())["model"]["merges"])}
+STAND_INS = {byte: character for character, byte in byte_alphabet().items()}
 
 # Characters on which GPT-2's pattern turns, mixed with any others.
 TURNING = st.sampled_from(
@@ -77,7 +84,7 @@ def test_streamed_text_is_the_whole_text(ids: list[int]) -> None:
 
 @pytest.mark.parametrize("text", ["é", "中", "😀", "a😀b中"])
 def test_no_half_character_is_emitted(text: str) -> None:
-    ids = [TOKENIZER.inner.token_to_id(_character_of(byte)) for byte in text.encode()]  # one id per byte
+    ids = [TOKENIZER.inner.token_to_id(STAND_INS[byte]) for byte in text.encode()]  # one id per byte
     decoder = IncrementalDecoder(TOKENIZER)
     shown = [decoder.push(token_id) for token_id in ids]
     assert "\ufffd" not in "".join(shown)
@@ -85,12 +92,38 @@ def test_no_half_character_is_emitted(text: str) -> None:
     assert decoder.finish() == ""
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.binary(max_size=40))
+@settings(max_examples=300, deadline=None)
+@given(st.lists(TEXTS.map(str.encode) | st.binary(max_size=40), max_size=6).map(b"".join))
 def test_any_bytes_come_back(data: bytes) -> None:
-    ids = [TOKENIZER.inner.token_to_id(_character_of(byte)) for byte in data]
-    assert TOKENIZER.decode_bytes(ids) == data
+    assert TOKENIZER.decode_bytes(TOKENIZER.encode_bytes(data)) == data
 
 
-def _character_of(byte: int) -> str:
-    return next(character for character, value in byte_alphabet().items() if value == byte)
+@settings(max_examples=200, deadline=None)
+@given(TEXTS)
+def test_bytes_that_are_text_are_encoded_as_text(text: str) -> None:
+    assert TOKENIZER.encode_bytes(text.encode()) == TOKENIZER.encode(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS, st.binary(min_size=1, max_size=12))
+def test_ids_are_those_of_the_textbook(text: str, data: bytes) -> None:
+    """Byte-pair encoding as published (arXiv 1508.07909), over the library's pre-tokens."""
+    words = [text[start:end].encode() for _, (start, end) in PRE_TOKENS.pre_tokenize_str(text)]
+    assert TOKENIZER.encode(text) == [token_id for word in words for token_id in textbook(word, RANKS)]
+    foreign = bytes(0x80 | byte & 0x3F for byte in data)  # continuation bytes that continue nothing
+    assert TOKENIZER.encode_bytes(foreign) == textbook(foreign, RANKS)
+
+
+def test_a_wrong_merge_order_is_caught() -> None:
+    """The planted bug: the property above fails for merges in any other order."""
+    backwards = {pair: -rank for pair, rank in RANKS.items()}
+    assert textbook(b" then", backwards) != textbook(b" then", RANKS) == TOKENIZER.encode(" then")
+
+
+def textbook(word: bytes, ranks: dict[tuple[str, str], int]) -> list[int]:
+    """Join the pair of lowest rank, the leftmost first, until no pair has one."""
+    parts = [STAND_INS[byte] for byte in word]
+    while candidates := [(ranks[pair], i) for i, pair in enumerate(pairwise(parts)) if pair in ranks]:
+        _, i = min(candidates)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return [TOKENIZER.inner.token_to_id(part) for part in parts]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ def byte_alphabet() -> dict[str, int]:
     ]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_STAND_INS = sorted(byte_alphabet(), key=byte_alphabet().__getitem__)  # by byte
+_FOREIGN_BYTES = re.compile("([\udc80-\udcff]+)")
 
 
 class Tokenizer:
@@ -65,6 +70,21 @@ class Tokenizer:
             ]
         except (UnicodeEncodeError, TypeError) as error:
             raise DataError(f"text cannot be encoded: {error}") from None
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Ids that `decode_bytes` turns back into `data`, whatever it holds; `encode` where it is UTF-8.
+
+        Each stretch that is not UTF-8 is a pre-token of its own: GPT-2's pattern speaks of characters only.
+        """
+        ids: list[int] = []
+        # surrogateescape turns each byte that is not part of a character into U+DC80 to U+DCFF.
+        for stretch in _FOREIGN_BYTES.split(data.decode("utf-8", "surrogateescape")):
+            if _FOREIGN_BYTES.fullmatch(stretch):
+                stand_ins = "".join(_STAND_INS[ord(escaped) - 0xDC00] for escaped in stretch)
+                ids += (token.id for token in self.inner.model.tokenize(stand_ins))
+            else:
+                ids += self.encode(stretch)
+        return ids
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes one id stands for. Raises DataError for an id outside the vocabulary."""
@@ -138,7 +158,7 @@ class Tokenizer:
             raise DataError(
                 f"cannot read GPT-2 tokenizer files '{vocabulary}' and '{merges}': {error}"
             ) from None
-        return cls(_byte_level(model))
+        return cls(byte_level(model))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -151,7 +171,7 @@ class Tokenizer:
             raise ConfigError(
                 f"vocabulary size {vocab_size} is too small; a byte-level BPE has at least {smallest}"
             )
-        inner = _byte_level(models.BPE())
+        inner = byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,  # a pair seen once teaches nothing
@@ -171,11 +191,12 @@ def _training_pieces(texts: Iterable[str]) -> Iterator[str]:
         yield from pieces(text, _TRAINING_PIECE_CHARS)
 
 
-def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
+def byte_level(model: models.BPE, special: Sequence[str] = (END_OF_TEXT,)) -> tokenizers.Tokenizer:
+    """GPT-2's pipeline round `model`; special tokens it has no entry for get the next ids, in their order."""
     inner = tokenizers.Tokenizer(model)
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens([END_OF_TEXT])
+    inner.add_special_tokens(list(special))
     return inner
 
 
