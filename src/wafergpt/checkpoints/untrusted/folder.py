@@ -194,7 +194,7 @@ class UntrustedFolder:
         max_depth: int = MAX_DEPTH,
         max_values: int = MAX_VALUES,
     ) -> dict[str, Any]:
-        """The JSON object in `name` (see `parse_json`, `check_text`). Raises CheckpointError as `read_bytes` does."""
+        """The JSON object in `name`. Raises CheckpointError as `read_bytes` and `parse_json` do."""
         data = self.read_bytes(name, max_bytes)
         try:
             value = parse_json(data, max_depth=max_depth, max_values=max_values)
