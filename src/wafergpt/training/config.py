@@ -82,12 +82,18 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Linear warm-up from 0 to the peak, then decay to `final_fraction` of it, in optimiser steps."""
+    """Linear warm-up from 0 to the peak, then decay to `final_fraction` of it, in optimiser steps.
+
+    A run may take only a part of this curve: from `first_step`, with another run's state
+    (`TrainConfig.start_from`), or up to `stop_step`. Cerebras-GPT 13B was trained so, in two phases.
+    """
 
     warmup_steps: int
     total_steps: int
     decay: Decay = Decay.LINEAR
     final_fraction: float = 0.1  # Cerebras-GPT decays to 10 % of the peak
+    first_step: int = 0  # the step counter when this run starts
+    stop_step: int | None = None  # the step counter when this run ends; null: total_steps
 
     def __post_init__(self) -> None:
         require(self.total_steps >= 1, f"schedule.total_steps = {self.total_steps} must be at least 1")
@@ -97,6 +103,21 @@ class ScheduleConfig:
             f" (below schedule.total_steps = {self.total_steps})",
         )
         require_finite("schedule.final_fraction", self.final_fraction, minimum=0.0, maximum=1.0)
+        require(
+            0 <= self.first_step < self.last_step <= self.total_steps,
+            f"schedule.first_step = {self.first_step} and schedule.stop_step = {self.stop_step} must satisfy"
+            f" 0 <= first_step < stop_step <= schedule.total_steps = {self.total_steps}",
+        )
+
+    @property
+    def last_step(self) -> int:
+        """The step counter when the run ends: `stop_step`, or `total_steps`."""
+        return self.total_steps if self.stop_step is None else self.stop_step
+
+    @property
+    def n_steps(self) -> int:
+        """Optimiser steps this run takes."""
+        return self.last_step - self.first_step
 
 
 _MINIMUMS = {
@@ -125,6 +146,7 @@ class TrainConfig:
     seed: int = 0  # initial weights and data order
     device: Device = Device.AUTO
     parallel: Parallel = Parallel.DDP
+    start_from: Path | None = None  # a run or checkpoint whose weights, moments and place in the data go on
 
     # What the standard caller (`training.fit`) does between steps; none of it changes a weight.
     eval_every: int = 100  # steps between held-out evaluations; 0: only at the end
@@ -157,4 +179,4 @@ class TrainConfig:
     @property
     def total_tokens(self) -> int:
         """Tokens of the whole run (epochs counted again)."""
-        return self.tokens_per_step * self.schedule.total_steps
+        return self.tokens_per_step * self.schedule.n_steps

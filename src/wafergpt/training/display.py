@@ -43,7 +43,7 @@ class Display:
             disable=not self._is_live,
         )
         self._task = self._progress.add_task(
-            "training", total=config.schedule.total_steps, completed=first_step, status="first step ..."
+            "training", total=config.schedule.last_step, completed=first_step, status="first step ..."
         )
 
     def __enter__(self) -> Self:
@@ -58,8 +58,8 @@ class Display:
         status = self.status(report, tokens_per_s)
         if self._is_live:
             self._progress.update(self._task, completed=report.step, status=status)
-        elif report.step % self.config.log_every == 0 or report.step == self.config.schedule.total_steps:
-            self._print(f"step {report.step}/{self.config.schedule.total_steps}  {status}")
+        elif report.step % self.config.log_every == 0 or report.step == self.config.schedule.last_step:
+            self._print(f"step {report.step}/{self.config.schedule.last_step}  {status}")
         if report.skipped:
             figures = f"loss {report.loss:g}, gradient norm {report.grad_norm:g}"
             self.notice(f"step {report.step}: {figures}; the step was skipped")
@@ -73,7 +73,7 @@ class Display:
         parts.append(f"{format_count(round(tokens_per_s))} tok/s")
         if self.peak_flops is not None:
             parts.append(f"{peak_share(self.config, tokens_per_s, self.peak_flops):.0%} of peak")
-        left_tokens = (self.config.schedule.total_steps - report.step) * self.config.tokens_per_step
+        left_tokens = (self.config.schedule.last_step - report.step) * self.config.tokens_per_step
         if tokens_per_s > 0:
             parts.append(f"ETA {format_duration(left_tokens / tokens_per_s)}")
         return "  ".join(parts)

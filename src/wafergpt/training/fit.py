@@ -109,7 +109,10 @@ class Records:
         folder.write_config()
         done = [line for line in metrics.read(folder.metrics_path) if line["step"] <= step]
         self.elapsed_s: float = max((line.get("elapsed_s", 0.0) for line in done), default=0.0)
-        self.final: dict[str, Any] | None = next((line for line in done if line.get("final")), None)
+        self.final: dict[str, Any] | None = next(
+            (line for line in done if line.get("final") and line["step"] == folder.config.schedule.last_step),
+            None,
+        )
         self.metrics = self._stack.enter_context(StepLog(folder.metrics_path, step))
         self.samples = (
             self._stack.enter_context(StepLog(folder.samples_path, step))
@@ -208,7 +211,7 @@ class _Run:
         try:
             for report in loop.steps(self.config, self.trainer):
                 self._log_step(report)
-                is_last = report.step == self.config.schedule.total_steps
+                is_last = report.step == self.config.schedule.last_step
                 if not is_last and _is_due(report.step, self.config.eval_every):
                     self._evaluate(self.config.eval_tokens)
                 if _is_due(report.step, self.config.sample_every):
@@ -218,7 +221,7 @@ class _Run:
         except NonFiniteError as error:
             self._tell("stopped", str(error))
             raise
-        if self.trainer.state.step < self.config.schedule.total_steps:
+        if self.trainer.state.step < self.config.schedule.last_step:
             self._leave(signals)
         held_out = self._final_evaluation()
         self._plot()

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from wafergpt.checkpoints.native import Checkpoint
-from wafergpt.config import require
+from wafergpt.checkpoints.native import Checkpoint, load_checkpoint
+from wafergpt.config import require, to_dict
 from wafergpt.data.loader import Loader
 from wafergpt.data.shards import ShardSet
-from wafergpt.errors import CheckpointError, DataError
+from wafergpt.errors import CheckpointError, ConfigError, DataError
 from wafergpt.model.gpt import GPT
 from wafergpt.training import state as training_state
 from wafergpt.training.allocator import keep_freed_memory
@@ -28,6 +28,7 @@ from wafergpt.training.report import StepReport
 from wafergpt.training.state import TrainState
 from wafergpt.training.step import BatchSource, Ids, Trainer
 
+CONFIG_DOCUMENT = "config.json"
 STATE_DOCUMENT = "state.json"
 
 
@@ -52,13 +53,24 @@ def prepare(
     checkpoint: Checkpoint | None = None,
     world: World | None = None,
 ) -> Trainer:
-    """A trainer at step 0, or at `checkpoint`'s step; batches default to the shards of `config.data`.
+    """A trainer at the first step, or at `checkpoint`'s step; batches default to the shards of `config.data`.
 
     Raises ConfigError, DataError, or CheckpointError when the checkpoint is of another model.
     """
     world = world or World()
     batches = batches or open_batches(config)
+    starts = checkpoint is None
+    if checkpoint is None and config.start_from is not None:
+        checkpoint = load_checkpoint(config.start_from)
+        stored = checkpoint.documents.get(CONFIG_DOCUMENT)
+        if not isinstance(stored, dict) or stored.get("model") != to_dict(config.model):
+            raise ConfigError(f"start_from: '{checkpoint.path}' is of another model than this run's")
     if checkpoint is None:
+        first_step = config.schedule.first_step
+        require(
+            first_step == 0,
+            f"schedule.first_step = {first_step} goes on with another run; set start_from to its folder",
+        )
         model = GPT(config.model, seed=config.seed).to(world.device)
         state = TrainState.fresh(dict(model.named_parameters()))
         return Trainer(config, model, state, batches, world)
@@ -72,19 +84,21 @@ def prepare(
         config.model.parameter_shapes(),
         world.device,
     )
+    if starts:
+        state.move_to(config.schedule.first_step)
     model = GPT.from_arrays(checkpoint.tensors["model"], config.model)
     return Trainer(config, model, state, batches, world)
 
 
 def steps(config: TrainConfig, trainer: Trainer | None = None) -> Iterator[StepReport]:
-    """Train to `config.schedule.total_steps`, yielding a report after every step.
+    """Train to `config.schedule.last_step`, yielding a report after every step.
 
     Without a trainer, `prepare(config)` makes one. Ends early after `trainer.request_stop()`.
     Raises NonFiniteError (`Trainer.step`), and what `prepare` raises.
     """
     trainer = trainer or prepare(config)
     assert trainer.config == config, "the trainer was prepared for another config"
-    while trainer.state.step < config.schedule.total_steps and not trainer.stopping():
+    while trainer.state.step < config.schedule.last_step and not trainer.stopping():
         report = trainer.step()
         if report is None:
             return

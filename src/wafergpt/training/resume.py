@@ -27,10 +27,14 @@ _CLASSES = {
     "save_every": Change.FREE,
     "keep": Change.FREE,
     "log_every": Change.FREE,
+    "schedule.stop_step": Change.FREE,  # the curve stays: the run goes a shorter or longer way along it
     "data.path": Change.FREE,  # the data's own fingerprint is compared instead
     "micro_batch_size": Change.INEXACT,
     "device": Change.INEXACT,
 }
+
+# Keys that a config stored by an earlier version lacks, with what that version did.
+_ADDED_KEYS = {"schedule.first_step": 0}
 
 
 def change_class(key: str) -> Change:
@@ -51,7 +55,7 @@ def compare(stored: dict[str, Any], config: TrainConfig) -> ConfigChanges:
 
     Raises ConfigError naming the keys whose change is refused.
     """
-    before, now = _leaves(stored), _leaves(to_dict(config))
+    before, now = _ADDED_KEYS | _leaves(stored), _leaves(to_dict(config))
     found: dict[Change, list[str]] = {change: [] for change in Change}
     for key in [*before, *(key for key in now if key not in before)]:
         if before.get(key) != now.get(key):

@@ -21,12 +21,11 @@ from wafergpt.training import environment, resume
 from wafergpt.training import state as training_state
 from wafergpt.training.config import TrainConfig
 from wafergpt.training.environment import Fingerprint
-from wafergpt.training.loop import STATE_DOCUMENT
+from wafergpt.training.loop import CONFIG_DOCUMENT, STATE_DOCUMENT
 from wafergpt.training.metrics import StepLog
 from wafergpt.training.state import TrainState
 
 CONFIG_NAME = "config.yaml"
-CONFIG_DOCUMENT = "config.json"
 ENVIRONMENT_DOCUMENT = "environment.json"
 DATA_DOCUMENT = "data.json"
 TOKENIZER_NAME = "tokenizer.json"

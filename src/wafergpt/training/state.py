@@ -35,11 +35,16 @@ class TrainState:
     n_skipped_in_a_row: int = 0
     # False once the run went on in another environment, where the same steps may round differently.
     bit_exact: bool = True
+    # Updates that `step` does not count: not 0 in a run that started with another's state, at another step.
+    update_offset: int = 0
 
     @classmethod
     def fresh(cls, parameters: Mapping[str, Tensor]) -> Self:
         """The state before the first step: float32 copies of `parameters`, zero moments."""
-        master = {name: p.detach().float().clone() for name, p in parameters.items()}
+        master = {
+            name: p.detach().float().clone(memory_format=torch.contiguous_format)
+            for name, p in parameters.items()
+        }
         return cls(
             master=master,
             exp_avg={name: torch.zeros_like(p) for name, p in master.items()},
@@ -49,7 +54,12 @@ class TrainState:
     @property
     def n_updates(self) -> int:
         """Updates applied; Adam's bias correction counts these."""
-        return self.step - self.n_skipped
+        return self.step - self.n_skipped + self.update_offset
+
+    def move_to(self, step: int) -> None:
+        """Set the step counter, as a new run that goes on with this state does; Adam's own count stays."""
+        self.update_offset = self.n_updates - step
+        self.step, self.n_skipped, self.n_skipped_in_a_row = step, 0, 0
 
     def count_step(self, n_samples: int, skipped: bool) -> None:
         """Advance the counters past one step."""
@@ -71,7 +81,9 @@ COUNTER_FIELDS: dict[str, type] = {
     "n_skipped": int,
     "n_skipped_in_a_row": int,
     "bit_exact": bool,
+    "update_offset": int,
 }
+_ADDED_COUNTERS = {"update_offset": 0}  # missing in a document of an earlier version: this value
 
 
 def to_arrays(state: TrainState) -> Arrays:
@@ -103,7 +115,7 @@ def from_checkpoint(
         raise CheckpointError(
             f"training state has format {document.get('format')!r}; this version reads {FORMAT}"
         )
-    counters = {key: value for key, value in document.items() if key != "format"}
+    counters = _ADDED_COUNTERS | {key: value for key, value in document.items() if key != "format"}
     if set(counters) != set(COUNTER_FIELDS):
         odd = ", ".join(sorted(set(counters) ^ set(COUNTER_FIELDS)))
         raise CheckpointError(f"training state: missing or unknown counters: {odd}")

@@ -1,0 +1,1 @@
+"""Cerebras Model Zoo: its YAML configurations and its `.mdl` checkpoints."""
