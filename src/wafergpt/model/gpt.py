@@ -21,8 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wafergpt.checkpoints import native
+from wafergpt.checkpoints.huggingface.config import MissingScale
+from wafergpt.checkpoints.huggingface.folder import read_folder
+from wafergpt.checkpoints.huggingface.hub import resolve
+from wafergpt.checkpoints.stored_model import StoredModel, check_arrays
 from wafergpt.config import from_dict, require
-from wafergpt.errors import CheckpointError, ConfigError, did_you_mean
+from wafergpt.errors import CheckpointError, ConfigError
 from wafergpt.model.cache import KVCache
 from wafergpt.model.config import Activation, GPTConfig
 from wafergpt.model.init import initialize
@@ -245,10 +249,14 @@ class GPT(nn.Module):
         return total / n_tokens.clamp(min=1)
 
     def to_compute_dtype(self, dtype: torch.dtype) -> GPT:
-        """Convert the matrices (and only them) in place; returns the model."""
+        """Convert the matrices (and only them) in place; returns the model.
+
+        They come out contiguous: our kernels read bfloat16 matrices by their address, and those of a Hugging
+        Face file are transposed views.
+        """
         for parameter in self.parameters():
             if parameter.ndim >= 2:
-                parameter.data = parameter.data.to(dtype)
+                parameter.data = parameter.data.to(dtype).contiguous()
         return self
 
     def use_int8(self, enabled: bool = True) -> GPT:
@@ -279,22 +287,51 @@ class GPT(nn.Module):
 
         Raises CheckpointError naming the first array that is missing, unknown or of another shape.
         """
-        expected = config.parameter_shapes()
-        for name in arrays:
-            if name not in expected:
-                raise CheckpointError(f"unknown weight '{name}'{did_you_mean(name, list(expected))}")
-        for name, shape in expected.items():
-            if name not in arrays:
-                raise CheckpointError(f"weight '{name}' is missing")
-            if arrays[name].shape != shape:
-                raise CheckpointError(
-                    f"weight '{name}' has shape {arrays[name].shape}, the config says {shape}"
-                )
+        check_arrays(config, arrays)
+        return cls._holding(
+            {name: torch.tensor(np.asarray(a, np.float32)) for name, a in arrays.items()}, config
+        )
+
+    @classmethod
+    def _holding(cls, tensors: Mapping[str, Tensor], config: GPTConfig) -> GPT:
+        """The model of exactly these parameters, not of copies."""
         with torch.device("meta"):
             model = cls(config)
-        tensors = {name: torch.tensor(np.asarray(a), dtype=torch.float32) for name, a in arrays.items()}
         model.load_state_dict(tensors, assign=True)
         return model
+
+    @classmethod
+    def from_stored(cls, stored: StoredModel, *, copy: bool = False) -> GPT:
+        """The float32 model of a file, on the file's own mapped arrays where it has them in float32.
+
+        Nothing is read before it is used, then, and matrices may be transposed views; what is written to them
+        stays private, the file never changes. The file must stay as it is while the model lives; `copy` makes
+        the model independent of it. Raises what `from_arrays` and reading an array raise.
+        """
+        arrays = {name: np.asarray(stored.arrays[name], np.float32) for name in stored.arrays}
+        if copy:
+            return cls.from_arrays(arrays, stored.config)
+        check_arrays(stored.config, arrays)
+        writable = {name: a if a.flags.writeable else a.copy() for name, a in arrays.items()}
+        return cls._holding({name: torch.from_numpy(a) for name, a in writable.items()}, stored.config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: Path | str,
+        *,
+        revision: str | None = None,
+        mup_logit_scale: MissingScale | str | None = None,
+    ) -> GPT:
+        """The float32 model of a Hugging Face folder or hub name: GPT-2 or Cerebras-GPT, standard or muP.
+
+        A hub name goes through huggingface_hub's cache, at `revision` if given. `mup_logit_scale` is for muP
+        configs that leave their logit scale out (`MissingScale`). The weights stay in the mapped file, see
+        `from_stored`; `read_folder` gives tokenizer and notes too. Raises CheckpointError, ConfigError,
+        DataError, StorageError, MissingDependencyError.
+        """
+        folder = resolve(name_or_path, revision=revision)
+        return cls.from_stored(read_folder(folder, mup_logit_scale=mup_logit_scale))
 
     @classmethod
     def load(cls, directory: Path | str) -> GPT:

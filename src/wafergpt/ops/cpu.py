@@ -191,6 +191,7 @@ class Int8Weight:
         panels = torch.empty(-(-n_out // 64) * 64 * padded, dtype=torch.uint8)
         scales = torch.empty(n_out)
         n, k = weight.shape
+        weight = weight.contiguous()  # a transposed view, of a file or a caller, has another order
         kernel(
             _pointer(weight), _pointer(panels), _pointer(scales),
             ctypes.c_int64(n), ctypes.c_int64(k), ctypes.c_int64(padded),

@@ -131,7 +131,8 @@ def adamw_step(
     `weight` may be `master` itself. `grad` is float32 or bfloat16 of the same shape.
     """
     types_fit = master.dtype == torch.float32 and grad.dtype in (torch.float32, torch.bfloat16)
-    use_kernel = types_fit and master.device.type == "cpu" and build.library() is not None
+    in_order = all(x.is_contiguous() for x in (master, exp_avg, exp_avg_sq))  # the kernel goes by addresses
+    use_kernel = types_fit and in_order and master.device.type == "cpu" and build.library() is not None
     update = cpu.adamw_step if use_kernel else reference.adamw_step
     update(master, grad.contiguous(), exp_avg, exp_avg_sq, by)
     if weight is not master:

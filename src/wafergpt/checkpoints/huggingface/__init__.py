@@ -1,0 +1,1 @@
+"""Hugging Face folders <-> stored models: config, safetensors, tokenizer files, model card, hub names."""
