@@ -28,17 +28,15 @@ from wafergpt.checkpoints.huggingface.tokenizer_files import json_bytes, tokeniz
 from wafergpt.checkpoints.huggingface.weights import WeightsDtype, write_weights
 from wafergpt.checkpoints.mup_fold import fold
 from wafergpt.checkpoints.stored_model import LazyArrays, StoredModel
+from wafergpt.checkpoints.untrusted.chat_template import TEMPLATE_NAME, read_chat_template
 from wafergpt.checkpoints.untrusted.folder import UntrustedFolder
 from wafergpt.checkpoints.untrusted.shards import AllTensors, open_tensors
 from wafergpt.checkpoints.untrusted.tokenizer import read_tokenizer
 from wafergpt.config import require
-from wafergpt.errors import CheckpointError, ConfigError, StorageError, shown
+from wafergpt.errors import CheckpointError, ConfigError, StorageError
 from wafergpt.model.config import GPTConfig
 from wafergpt.tokenizer.bpe import Tokenizer
-from wafergpt.units import MIB
 
-TEMPLATE_NAME = "chat_template.jinja"
-SETTINGS_NAME = "tokenizer_config.json"
 GENERATION_NAME = "generation_config.json"
 DEFAULT_SHARD_BYTES = 50_000_000_000  # Transformers 5's default in save_pretrained
 _READABLE = ("F32", "F16", "BF16", "F64")
@@ -65,7 +63,7 @@ def read_folder(path: Path | str, *, mup_logit_scale: MissingScale | str | None 
         tensors = open_tensors(folder)
         arrays, weight_notes = _arrays(folder, config, tensors)
         tokenizer, tokenizer_notes = read_tokenizer(folder)
-        template, template_notes = _chat_template(folder)
+        template, template_notes = read_chat_template(folder)
         notes += (*weight_notes, *tokenizer_notes, *template_notes)
         if tokenizer is not None:
             notes += _vocabulary_notes(folder, config, tokenizer)
@@ -134,34 +132,6 @@ def _check_tied(tensors: AllTensors, head: str, embedding: str) -> None:
                 f"{tensors.label(head)}: '{head}' differs from '{embedding}'; a model of this family has "
                 "one matrix for both (tie_word_embeddings)"
             )
-
-
-def _chat_template(folder: UntrustedFolder) -> tuple[str | None, tuple[str, ...]]:
-    """The template as text, from its own file or from the tokenizer's settings (before Transformers 4.5x)."""
-    if folder.has(TEMPLATE_NAME):
-        data = folder.read_bytes(TEMPLATE_NAME, MIB)
-        try:
-            return data.decode("utf-8"), ()
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{folder.path}/{TEMPLATE_NAME}: not UTF-8: {error}") from None
-    if not folder.has(SETTINGS_NAME):
-        return None, ()
-    stored = folder.read_json(SETTINGS_NAME).get("chat_template")
-    if stored is None or isinstance(stored, str):
-        return stored, ()
-    named = {
-        entry["name"]: entry["template"]
-        for entry in (stored if isinstance(stored, list) else [])
-        if isinstance(entry, dict) and set(entry) == {"name", "template"} and isinstance(entry["name"], str)
-    }
-    if not isinstance(named.get("default"), str):
-        raise CheckpointError(
-            f"{folder.path}/{SETTINGS_NAME}: chat_template is {shown(stored)}, neither a text nor a list of "
-            "named texts with a 'default'"
-        )
-    others = sorted(named.keys() - {"default"})
-    note = f"{SETTINGS_NAME}: further chat templates dropped ({', '.join(shown(name) for name in others)})"
-    return named["default"], (note,) if others else ()
 
 
 def _vocabulary_notes(folder: UntrustedFolder, config: GPTConfig, tokenizer: Tokenizer) -> tuple[str, ...]:
