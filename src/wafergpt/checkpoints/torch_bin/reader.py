@@ -208,8 +208,10 @@ def _check_length(storage: Storage, n_bytes: int) -> None:
 
 
 def _tensors(value: object) -> dict[str, Tensor]:
-    if type(value) is not dict or not value:
+    if type(value) is not dict:
         refuse(f"holds a {type(value).__name__}, not a dict of tensors")
+    if not value:
+        refuse("holds no tensors")
     if len(value) > MAX_TENSORS:
         refuse(f"has {len(value)} tensors, over the limit of {MAX_TENSORS}")
     for name, tensor in value.items():
@@ -280,7 +282,7 @@ def _tensor(arguments: tuple[Any, ...]) -> Tensor:
         refuse("makes a tensor with other strides than dimensions")
     if len(shape) > MAX_DIMENSIONS:
         refuse(f"makes a tensor of {len(shape)} dimensions")
-    if any(extra for extra in arguments[5:]):
+    if type(arguments[4] if arguments[4:] else False) is not bool or any(extra not in (None, {}) for extra in arguments[5:]):
         refuse("makes a tensor with hooks or marks, which a file of weights does not need")
     sizes = [
         (_whole(n, "size of a tensor"), _whole(s, "stride")) for n, s in zip(shape, strides, strict=True)
@@ -294,7 +296,7 @@ def _tensor(arguments: tuple[Any, ...]) -> Tensor:
 
 def _parameter(arguments: tuple[Any, ...]) -> Tensor:
     """(tensor, requires_grad, hooks)."""
-    if len(arguments) != 3 or type(arguments[0]) is not Tensor or arguments[2]:
+    if len(arguments) != 3 or type(arguments[0]) is not Tensor or arguments[2] not in (None, {}):
         refuse("makes a parameter of something that is not a tensor")
     tensor: Tensor = arguments[0]
     return tensor
