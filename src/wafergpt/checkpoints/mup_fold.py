@@ -69,6 +69,6 @@ def fold(model: StoredModel) -> StoredModel:
 
 def _queries_scaled(packed: NDArray[np.float32], d_model: int, factor: float) -> NDArray[np.float32]:
     """A copy of the packed [3D, D] or [3D] projection with its first D rows, the queries, multiplied."""
-    scaled = packed.copy()  # keeps the memory order of a transposed view
+    scaled = packed.copy(order="K")  # keeps the memory order of a transposed view
     scaled[:d_model] *= factor
     return scaled

@@ -22,6 +22,7 @@ WANTED = (
     "model-*.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
+    "added_tokens.json",
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
@@ -51,13 +52,13 @@ def resolve(name_or_path: str | Path, *, revision: str | None = None, old_weight
 def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         import huggingface_hub
-        from huggingface_hub import errors
+        from huggingface_hub import constants, errors  # the package itself has `constants` only once loaded
     except ImportError:
         raise MissingDependencyError(
             f"there is no folder '{name}' here, and fetching it by name needs huggingface_hub: "
             "pip install 'wafergpt[hub]'"
         ) from None
-    cache = huggingface_hub.constants.HF_HUB_CACHE
+    cache = constants.HF_HUB_CACHE
     try:
         found: Any = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
     except errors.GatedRepoError:
@@ -67,7 +68,7 @@ def _snapshot(name: str, revision: str | None, patterns: list[str]) -> Path:
     except errors.RepositoryNotFoundError:
         reason, fix = "the hub knows no such model, or keeps it private", "check the name, or set HF_TOKEN"
     except Exception as error:  # the network's come from whichever client the library uses
-        offline = huggingface_hub.constants.HF_HUB_OFFLINE
+        offline = constants.HF_HUB_OFFLINE
         reason = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({_first_line(error)})"
         fix = "copy that folder from a machine that has it, set HF_HOME to where it is, or give a path" + (
             "; or unset HF_HUB_OFFLINE" if offline else ""
