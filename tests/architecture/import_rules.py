@@ -46,14 +46,21 @@ RULES: dict[str, Rule] = {
     "ops": _torch(2, "kernels"),
     "tasks": _free(2, "tokenizer"),
     "recipes": _free(3, *_MODEL_SHAPE),
-    "data.hdf5": _free(3, "data", third_party=("numpy", "h5py")),
+    "hdf5": _free(1, third_party=("numpy", "h5py")),
+    "data.hdf5": _free(3, "data", "hdf5", "tokenizer", third_party=("numpy", "h5py")),
     "data": _free(3, "tokenizer", "assets", third_party=("numpy", "pyarrow", "zstandard", "rich")),
     "checkpoints": _free(3, "model.config", "model.mup", "tokenizer", third_party=("numpy",)),
     "checkpoints.huggingface": _free(
         3, "checkpoints", "model.config", "model.mup", "tokenizer", third_party=("numpy", "huggingface_hub")
     ),
     "checkpoints.modelzoo": _free(
-        3, "checkpoints", "model.config", "model.mup", "tokenizer", third_party=("numpy", "h5py", "yaml")
+        3,
+        "checkpoints",
+        "hdf5",
+        "model.config",
+        "model.mup",
+        "tokenizer",
+        third_party=("numpy", "h5py", "yaml"),
     ),
     "checkpoints.gguf": _free(
         3, "checkpoints", "model.config", "model.mup", "tokenizer", third_party=("numpy", "gguf")
@@ -77,6 +84,9 @@ RULES: dict[str, Rule] = {
     "inference": _free(6, "backends.backend", "kernels", "tokenizer", third_party=("numpy",)),
     "evaluation": _free(7, "tasks", "data", "inference", "tokenizer", third_party=("numpy", "rich")),
     "serving": _free(7, "tasks", "data", "inference", "tokenizer"),
+    "runs.modelzoo": _free(
+        8, "runs.pretrain", "recipes", *_MODEL_SHAPE, "training.config", "checkpoints.modelzoo"
+    ),
     "runs": _free(8, "recipes", *_MODEL_SHAPE, "training.config", "finetuning.config"),
     "api": _torch(9, ""),  # "": everything below
     "conversion": _torch(9, "", third_party=("numpy",)),

@@ -61,6 +61,11 @@ class Phase:
         return self.batch_sequences * SEQ_LEN
 
     @property
+    def n_curve_steps(self) -> int:
+        """Steps of the learning-rate curve, of which the phase may take only a part."""
+        return self.warmup_steps + self.decay_steps
+
+    @property
     def n_steps(self) -> int:
         """Optimiser steps taken in this phase."""
         return self.last_step - self.first_step

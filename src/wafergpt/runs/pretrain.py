@@ -26,6 +26,7 @@ from wafergpt.units import parse_count
 # few enough that activations stay in hundreds of megabytes below 100M parameters. Our choice.
 MICRO_BATCH_TOKENS = 8192
 
+_PHASE = re.compile(r"(.+)-phase(\d)", re.IGNORECASE)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?[KMB])(-muP)?", re.IGNORECASE)
 
 
@@ -33,10 +34,14 @@ def named(name: str, data_path: Path, *, vocab_size: int) -> TrainConfig:
     """The run called `name` over a folder prepared with a vocabulary of `vocab_size`.
 
     A published size (`111M`, `1.3B-muP`, ...) gives its published recipe; any other size (`4M`, `8M-muP`) one
-    derived by the family's rules for that vocabulary, standard or muP as the name says.
+    derived by the family's rules for that vocabulary, standard or muP as the name says. 13B is two runs,
+    `13B-phase1` and `13B-phase2`; the second needs `start_from`, the folder of the first.
 
-    Raises ConfigError for an unknown name, GPT-2's sizes (no recipe was published) and 13B (two batch sizes).
+    Raises ConfigError for an unknown name, GPT-2's sizes (no recipe was published) and plain 13B.
     """
+    phase = _PHASE.fullmatch(name.strip())
+    if phase is not None:
+        return _one_phase(cerebras_gpt.get(phase[1]), int(phase[2]), data_path)
     size = _SIZE.fullmatch(name.strip())
     if size is None or name.strip().lower() in (known.lower() for known in family.FAMILY):
         return pretrain(_published(cerebras_gpt.get(name)), data_path)
@@ -58,8 +63,9 @@ def is_published(name: str) -> bool:
 def _published(published: cerebras_gpt.PublishedRecipe) -> Recipe:
     require(
         len(published.phases) == 1,
-        f"{published.name} was trained in {len(published.phases)} phases of different batch sizes, which one"
-        " run cannot do yet; choose another size, or derive a recipe with wafergpt recipe --params 13B",
+        f"{published.name} was trained in {len(published.phases)} phases of different batch sizes, which are"
+        f" {len(published.phases)} runs: {published.name}-phase1, then {published.name}-phase2 with"
+        " --set start_from=<folder of phase 1>",
     )
     phase = published.phases[0]
     return Recipe(
@@ -71,6 +77,20 @@ def _published(published: cerebras_gpt.PublishedRecipe) -> Recipe:
         decay=published.decay,
         adam_eps=published.adam_eps,
     )
+
+
+def _one_phase(published: cerebras_gpt.PublishedRecipe, number: int, data_path: Path) -> TrainConfig:
+    """Phase `number`, from 1, of a run that was trained in several."""
+    require(
+        1 <= number <= len(published.phases) > 1,
+        f"{published.name} has no phase {number}; it was trained in {len(published.phases)}",
+    )
+    phase = published.phases[number - 1]
+    whole = replace(published, phases=(replace(phase, first_step=0, last_step=phase.n_curve_steps),))
+    config = pretrain(_published(whole), data_path)
+    stop_step = None if phase.last_step == phase.n_curve_steps else phase.last_step
+    schedule = replace(config.schedule, first_step=phase.first_step, stop_step=stop_step)
+    return replace(config, schedule=schedule)
 
 
 def pretrain(
@@ -102,7 +122,7 @@ def pretrain(
             final_fraction=recipe.final_lr_fraction,
         ),
         batch_size=recipe.batch_sequences,
-        micro_batch_size=_micro_batch_size(recipe) if micro_batch_size is None else micro_batch_size,
+        micro_batch_size=_default(recipe) if micro_batch_size is None else micro_batch_size,
         precision=precision,
         seed=seed,
     )
@@ -114,7 +134,11 @@ def rate_probe(recipe: Recipe) -> TrainConfig:
     return replace(config, batch_size=config.micro_batch_size)
 
 
-def _micro_batch_size(recipe: Recipe) -> int:
-    """The largest divisor of the batch with at most `MICRO_BATCH_TOKENS` tokens, or one sequence."""
-    most = max(1, MICRO_BATCH_TOKENS // recipe.seq_len)
-    return max(size for size in range(1, most + 1) if recipe.batch_sequences % size == 0)
+def micro_batch_size(batch_size: int, seq_len: int) -> int:
+    """The largest divisor of the batch of at most `MICRO_BATCH_TOKENS` tokens, or one; in sequences."""
+    most = max(1, MICRO_BATCH_TOKENS // seq_len)
+    return max(size for size in range(1, most + 1) if batch_size % size == 0)
+
+
+def _default(recipe: Recipe) -> int:
+    return micro_batch_size(recipe.batch_sequences, recipe.seq_len)

@@ -12,6 +12,7 @@ from wafergpt.model.family import FAMILY
 from wafergpt.recipes.cerebras_gpt import RECIPES
 from wafergpt.runs.pretrain import is_published, named
 from wafergpt.training.config import Decay
+from wafergpt.training.schedule import learning_rate
 
 DATA = Path("data")
 ONE_BATCH = sorted(set(RECIPES) - {"13B"})
@@ -27,6 +28,20 @@ def test_a_published_size_gives_its_published_run(name: str) -> None:
     assert config.schedule.decay.value == recipe.decay.value
     assert config.batch_size == recipe.phases[0].batch_sequences and config.data.seq_len == 2048
     assert is_published(name)
+
+
+def test_13b_is_two_runs_along_one_curve_over_tokens() -> None:
+    """13b_bs720.yaml, 13b_bs1080.yaml and the 1.9.1 README: 57,000 steps of 720, then 38,000 to 116,223 of 1080."""
+    first, second = (named(f"13B-phase{i}", DATA, vocab_size=300) for i in (1, 2))
+    assert (first.batch_size, second.batch_size) == (720, 1080)
+    assert (first.schedule.first_step, first.schedule.last_step) == (0, 57_000)
+    assert (second.schedule.first_step, second.schedule.last_step) == (38_000, 116_223)
+    assert (first.schedule.total_steps, second.schedule.total_steps) == (254 + 174_081, 169 + 116_054)
+    assert first.total_tokens + second.total_tokens == RECIPES["13B"].n_tokens
+    rates = [learning_rate(c.schedule, c.optim.peak_lr, n) for c, n in ((first, 57_000), (second, 38_000))]
+    # Both curves are rounded to whole steps, so they lie up to one step of phase 1 apart; one step changes the
+    # rate by at most 0.9 * peak * pi / 2 / 174,081 = 1e-9, 1e-5 of the 9.4e-5 it is there.
+    assert abs(rates[0] - rates[1]) < 1e-5 * rates[0]
 
 
 def test_111m_is_the_literal_yaml() -> None:
@@ -52,7 +67,9 @@ def test_another_size_is_derived_for_the_datas_vocabulary(name: str, kind: Param
     ("name", "message"),
     [
         ("gpt2", "was not published"),
-        ("13B", "2 phases of different batch sizes"),
+        ("13B", "2 runs: 13B-phase1, then 13B-phase2 with --set start_from="),
+        ("13B-phase3", "13B has no phase 3; it was trained in 2"),
+        ("111M-phase1", "111M has no phase 1; it was trained in 1"),
         ("111Mb", "unknown model '111Mb'; did you mean"),
         ("large", "unknown model 'large'"),
         ("0M", "not a positive"),

@@ -144,8 +144,8 @@ def read_optimizer(section: Section, clip_norm: float | None) -> ZooOptimizer:
         first, second = section.number("beta1"), section.number("beta2")
     decay_key = "weight_decay_rate" if "weight_decay_rate" in section else "weight_decay"
     section.note(
-        "AdamW's eps stands inside the bias-corrected root here, outside it on a CS system: different by a"
-        " factor on eps in the first few hundred steps"
+        "AdamW's eps is added to the bias-corrected root here, to the uncorrected one on a CS system:"
+        " different by a factor on eps early in training"
     )
     return ZooOptimizer(
         betas=(first, second),
