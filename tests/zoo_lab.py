@@ -1,8 +1,8 @@
 """Model Zoo configurations rebuilt from facts: what the fourteen files say, in each generation's words.
 
-The figures are those of gpt3/configs/Cerebras_GPT/*.yaml and muP/params_gpt3_40M.yaml (github.com/Cerebras/modelzoo,
-Apache-2.0); the text of the files is not here. Written independently of `recipes.cerebras_gpt`, with the
-literals the files print, so that the two can be compared.
+The figures are those of gpt3/configs/Cerebras_GPT/*.yaml and muP/params_gpt3_40M.yaml of
+github.com/Cerebras/modelzoo (Apache-2.0); the text of the files is not here. Written independently of
+`recipes.cerebras_gpt`, with the literals the files print, so that the two can be compared.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ FILES: dict[str, Facts] = {
         mup=True,
         eval_steps=1447,
         eval_batch=128,
-    ),  # fmt: skip
+    ),
 }
 
 
@@ -159,7 +159,7 @@ def trainer_style(facts: Facts) -> dict[str, Any]:
             shuffle_seed=0,
             prefetch_factor=10,
             persistent_workers=True,
-        ),  # fmt: skip
+        ),
         "val_dataloader": validation,
     }
     init = {
@@ -197,7 +197,8 @@ def old_style(facts: Facts, release: str) -> dict[str, Any]:
     steps = {"1.7": "steps", "1.9.1": "steps", "2.2": "total_iters"}[release]
     down = "CosineDecay" if facts.cosine else "Linear"
     optimizer["learning_rate"] = [
-        {"scheduler": "Linear", "initial_learning_rate": 0.0, "end_learning_rate": facts.peak, steps: facts.warmup},
+        {"scheduler": "Linear", "initial_learning_rate": 0.0, "end_learning_rate": facts.peak,
+         steps: facts.warmup},
         {"scheduler": down, "initial_learning_rate": facts.peak, "end_learning_rate": facts.peak / 10,
          steps: facts.decay},
     ]  # fmt: skip

@@ -8,6 +8,7 @@ What remains is the HDF5 library parsing the file itself; see docs/howto/cerebra
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import stat
@@ -19,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from wafergpt.errors import MissingDependencyError
+from wafergpt.errors import MissingDependencyError, WaferGPTError
 from wafergpt.hdf5.lz4 import decode_chunk
 from wafergpt.units import GIB, MIB
 
@@ -32,6 +33,17 @@ _FREE_BYTES = 64 * MIB  # below this size the ratio does not matter
 _MAX_CHUNK_BYTES = GIB  # of one chunk, which the library reads whole
 _MAX_CHUNKS = 10_000_000
 _GZIP, _SHUFFLE, _FLETCHER32, _LZF, _LZ4 = 1, 2, 3, 32000, 32004
+# What h5py raises for a damaged file: it has no class of its own.
+_LIBRARY_ERRORS = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+)
 _FILTERS = {_GZIP: "gzip", _SHUFFLE: "shuffle", _FLETCHER32: "fletcher32", _LZF: "lzf", _LZ4: "lz4"}
 
 
@@ -82,11 +94,11 @@ class OpenedHDF5:
             handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             self.refuse(f"cannot be read: {error.strerror or error}")
-        self._file = open(handle, "rb", buffering=0)  # noqa: SIM115 (closed by close)
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
-            self._file.close()
+            os.close(handle)
             self.refuse("is not a regular file")
+        self._file = open(handle, "rb", buffering=0)  # noqa: SIM115 (closed by close)
         self.size_bytes = status.st_size
         try:
             # A file object, not a name: the library never resolves a path relative to this file.
@@ -111,38 +123,42 @@ class OpenedHDF5:
         self._refuse_reason(f"'{self.path}': {reason}")
         raise AssertionError("refuse must raise")
 
+    @contextlib.contextmanager
+    def _guarded(self, what: str) -> Iterator[None]:
+        """Turn whatever the library raises into one line of ours."""
+        try:
+            yield
+        except WaferGPTError:
+            raise
+        except _LIBRARY_ERRORS as error:
+            self.refuse(f"{what}: {_one_line(error)}")
+
     def names(self) -> list[str]:
         """Names in the root group, in the library's order. Refuses links and too many names."""
-        links = self._h5.id.links
-        n_links = len(self._h5.id)
-        if n_links > MAX_DATASETS:
-            self.refuse(f"{n_links} names are over the limit of {MAX_DATASETS}")
         found = []
-        for raw in self._h5.id:
-            try:
+        with self._guarded("its names cannot be read"):
+            links, n_links = self._h5.id.links, len(self._h5.id)
+            if n_links > MAX_DATASETS:
+                self.refuse(f"{n_links} names are over the limit of {MAX_DATASETS}")
+            for raw in self._h5.id:
                 name = raw.decode("utf-8")
-            except UnicodeDecodeError:
-                self.refuse(f"the name {raw!r:.60} is not UTF-8")
-            if links.get_info(raw).type != self._h5py.h5l.TYPE_HARD:
-                self.refuse(f"'{name:.80}' is a soft or external link; data must be in the file itself")
-            found.append(name)
+                if links.get_info(raw).type != self._h5py.h5l.TYPE_HARD:
+                    self.refuse(f"'{name:.80}' is a soft or external link; data must be in the file itself")
+                found.append(name)
         return found
 
     def attribute(self, name: str, of: str | None = None, max_bytes: int = 16 * MIB) -> Any:
         """A scalar or text attribute of the file or a data set; None if there is none. Refuses large ones."""
-        owner = self._h5.id if of is None else self._dataset(of)
-        h5a = self._h5py.h5a
-        key = name.encode("utf-8")
-        if not h5a.exists(owner, key):
-            return None
-        if h5a.open(owner, key).get_storage_size() > max_bytes:
-            self.refuse(f"the attribute '{name}' is larger than {max_bytes} bytes")
-        try:
+        h5a, key = self._h5py.h5a, name.encode("utf-8")
+        with self._guarded(f"the attribute '{name:.80}' cannot be read"):
+            owner = self._h5.id if of is None else self._dataset(of)
+            if not h5a.exists(owner, key):
+                return None
+            if h5a.open(owner, key).get_storage_size() > max_bytes:
+                self.refuse(f"the attribute '{name:.80}' is larger than {max_bytes} bytes")
             holder = self._h5 if of is None else self._h5[of]
             value = holder.attrs[name]
-        except (OSError, TypeError, ValueError, RuntimeError) as error:
-            self.refuse(f"the attribute '{name}' cannot be read: {_one_line(error)}")
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+            return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a data set that has passed every check."""
@@ -160,7 +176,7 @@ class OpenedHDF5:
         layout = self._layout(name)
         rows = layout.shape[0] if layout.shape else 1
         stop = rows if stop is None else min(stop, rows)
-        try:
+        with self._guarded(f"'{name}' cannot be read"):
             if layout.offset is not None and layout.is_plain and layout.n_values > 0:
                 whole = np.memmap(
                     self._file, layout.dtype, mode="c", offset=layout.offset, shape=layout.shape or (1,)
@@ -171,22 +187,25 @@ class OpenedHDF5:
                 return self._read_lz4(name, layout, start, stop)
             data = self._h5[name]
             return np.asarray(data[start:stop] if layout.shape else data[()])
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            self.refuse(f"'{name}' cannot be read: {_one_line(error)}")
 
     def _dataset(self, name: str) -> Any:
         """The low-level data set, opened only if it is one and no link leads to it."""
         key = name.encode("utf-8")
         if "/" in name:
             self.refuse(f"'{name:.80}' is not a name of the root group")
-        try:
-            if self._h5.id.links.get_info(key).type == self._h5py.h5l.TYPE_HARD:
-                return self._h5py.h5d.open(self._h5.id, key)
-        except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            self.refuse(f"'{name:.80}' is no data set: {_one_line(error)}")
-        self.refuse(f"'{name:.80}' is a soft or external link; data must be in the file itself")
+        with self._guarded(f"'{name:.80}' is no data set"):
+            if self._h5.id.links.get_info(key).type != self._h5py.h5l.TYPE_HARD:
+                self.refuse(f"'{name:.80}' is a soft or external link; data must be in the file itself")
+            return self._h5py.h5d.open(self._h5.id, key)
 
     def _layout(self, name: str) -> _Layout:
+        """How `name` is stored; every check of this module has passed when this returns."""
+        with self._guarded(f"'{name:.80}' is damaged"):
+            layout, stored_bytes = self._described(name)
+            self._check_sizes(name, layout, stored_bytes)
+            return layout
+
+    def _described(self, name: str) -> tuple[_Layout, int]:
         dataset = self._dataset(name)
         plist = dataset.get_create_plist()
         h5d = self._h5py.h5d
@@ -219,8 +238,7 @@ class OpenedHDF5:
         )
         if _LZ4 in filters and not layout.is_plain:
             self.refuse(f"'{name}' is packed by lz4 and of a type that is not read")
-        self._check_sizes(name, layout, int(dataset.get_storage_size()))
-        return layout
+        return layout, int(dataset.get_storage_size())
 
     def _check_sizes(self, name: str, layout: _Layout, stored_bytes: int) -> None:
         """What is promised must be backed by bytes. Python integers: no product of sizes can wrap."""

@@ -31,7 +31,7 @@ def test_a_published_size_gives_its_published_run(name: str) -> None:
 
 
 def test_13b_is_two_runs_along_one_curve_over_tokens() -> None:
-    """13b_bs720.yaml, 13b_bs1080.yaml and the 1.9.1 README: 57,000 steps of 720, then 38,000 to 116,223 of 1080."""
+    """13b_bs720.yaml, 13b_bs1080.yaml, 1.9.1 README: 57,000 steps of 720, then 38,000 to 116,223 of 1080."""
     first, second = (named(f"13B-phase{i}", DATA, vocab_size=300) for i in (1, 2))
     assert (first.batch_size, second.batch_size) == (720, 1080)
     assert (first.schedule.first_step, first.schedule.last_step) == (0, 57_000)
@@ -39,7 +39,7 @@ def test_13b_is_two_runs_along_one_curve_over_tokens() -> None:
     assert (first.schedule.total_steps, second.schedule.total_steps) == (254 + 174_081, 169 + 116_054)
     assert first.total_tokens + second.total_tokens == RECIPES["13B"].n_tokens
     rates = [learning_rate(c.schedule, c.optim.peak_lr, n) for c, n in ((first, 57_000), (second, 38_000))]
-    # Both curves are rounded to whole steps, so they lie up to one step of phase 1 apart; one step changes the
+    # Both curves are rounded to whole steps, so they lie up to one step of phase 1 apart; a step changes the
     # rate by at most 0.9 * peak * pi / 2 / 174,081 = 1e-9, 1e-5 of the 9.4e-5 it is there.
     assert abs(rates[0] - rates[1]) < 1e-5 * rates[0]
 
