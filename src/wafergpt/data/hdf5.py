@@ -232,9 +232,11 @@ def write_samples(
             f"'{shards.folder}' has {shards.n_tokens} tokens, fewer than one window of {seq_len} + 1"
         )
     with published(Path(out)) as work:
+        # Read in the order of their names: without leading zeros chunk 10 would come before chunk 2.
+        n_digits = len(str((n_samples - 1) // samples_per_file))
         for number, first in enumerate(range(0, n_samples, samples_per_file)):
             n_here = min(samples_per_file, n_samples - first)
-            file_path = work / f"output_chunk_{number}.h5"
+            file_path = work / f"output_chunk_{number:0{n_digits}d}.h5"
             with h5py.File(file_path, "x") as file:
                 data = file.create_dataset(
                     DATASET, (n_here, len(FEATURES), seq_len), "<i4", chunks=(1, len(FEATURES), seq_len),
