@@ -20,13 +20,19 @@ from numpy.typing import NDArray
 from wafergpt.checkpoints.modelzoo.config import read_model_config
 from wafergpt.checkpoints.modelzoo.names import HEAD, count_layers, current_name, zoo_names
 from wafergpt.checkpoints.stored_model import LazyArrays, StoredModel
+from wafergpt.checkpoints.untrusted.chat_template import MAX_TEMPLATE_BYTES, check_template
 from wafergpt.checkpoints.untrusted.json_text import parse_json
+from wafergpt.checkpoints.untrusted.tokenizer import MAX_TOKENIZER_BYTES, MAX_TOKENIZER_VALUES
 from wafergpt.config import from_dict
-from wafergpt.errors import CheckpointError, ConfigError
+from wafergpt.errors import CheckpointError, ConfigError, DataError
 from wafergpt.hdf5.opened import OpenedHDF5
 from wafergpt.model.config import GPTConfig
+from wafergpt.tokenizer.bpe import Tokenizer
+from wafergpt.tokenizer.tokenizer_file import tokenizer_from_form
 
 CONFIG_ATTRIBUTE = "wafergpt_config"  # what `write_mdl` adds, so that its files need no YAML
+TOKENIZER_DATASET = "wafergpt_tokenizer"  # a tokenizer.json as bytes, for the same reason
+TEMPLATE_DATASET = "wafergpt_chat_template"
 VERSION_ATTRIBUTE = "__version__"
 RELEASE_ATTRIBUTE = "__cstorch_version__"
 SUCCESS_ATTRIBUTE = "__SUCCESS__"
@@ -42,7 +48,7 @@ def read_mdl(path: Path, *, config: GPTConfig | None = None, config_file: Path |
     """The model of a `.mdl` file, arrays read when asked for (maps of the file where it is not packed).
 
     The configuration is `config`, or that of `config_file`, or the one the file carries (ours do), or that of
-    the YAML of the same name beside it. No tokenizer is in a `.mdl`.
+    the YAML of the same name beside it. A tokenizer and a chat template are only in files of ours.
 
     Raises CheckpointError naming the file and the rule, ConfigError for the YAML, MissingDependencyError.
     """
@@ -58,10 +64,11 @@ def read_mdl(path: Path, *, config: GPTConfig | None = None, config_file: Path |
         n_layers = count_layers(list(tensors))
         config = _config(file, config, config_file, n_layers, notes)
         sources = _match(file, config, tensors, notes)
-        notes.append("a .mdl file holds no tokenizer")
         return StoredModel(
             config=config,
             arrays=LazyArrays(_makers(file, config, sources)),
+            tokenizer=_tokenizer(file, notes),
+            chat_template=_chat_template(file),
             provenance=_provenance(file),
             notes=tuple(notes),
         )
@@ -94,7 +101,7 @@ def _model_keys(file: OpenedHDF5) -> tuple[dict[str, list[str]], Counter[str]]:
         key = unquote(name)
         if key.startswith(_MODEL_PARTS):
             tensors.setdefault(current_name(key), []).append(name)
-        else:
+        elif key not in (TOKENIZER_DATASET, TEMPLATE_DATASET):
             dropped[key.split(".", 1)[0][:40]] += 1
     if not tensors:
         file.refuse("holds no model: no key starts with 'model.' or 'transformer_decoder.'")
@@ -214,6 +221,41 @@ def _join(file: OpenedHDF5, data_sets: list[str]) -> Float32:
     """One array, or q, k and v stacked: [3D, D] or [3D]."""
     parts = [_read(file, data_set) for data_set in data_sets]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _tokenizer(file: OpenedHDF5, notes: list[str]) -> Tokenizer | None:
+    """Built anew from a closed schema, as that of any folder nobody vouches for."""
+    data = _bytes(file, TOKENIZER_DATASET, MAX_TOKENIZER_BYTES)
+    if data is None:
+        notes.append("the file holds no tokenizer")
+        return None
+    try:
+        tokenizer, more = tokenizer_from_form(parse_json(data, max_values=MAX_TOKENIZER_VALUES))
+    except (ValueError, DataError) as error:
+        file.refuse(f"'{TOKENIZER_DATASET}': {error}")
+    notes += more
+    return tokenizer
+
+
+def _chat_template(file: OpenedHDF5) -> str | None:
+    data = _bytes(file, TEMPLATE_DATASET, MAX_TEMPLATE_BYTES)
+    if data is None:
+        return None
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        file.refuse(f"'{TEMPLATE_DATASET}' is not UTF-8: {error}")
+    check_template(text, f"'{file.path}'")
+    return text
+
+
+def _bytes(file: OpenedHDF5, name: str, max_bytes: int) -> bytes | None:
+    if name not in file.names():
+        return None
+    shape = file.shape(name)
+    if file.dtype(name) != np.uint8 or len(shape) != 1 or shape[0] > max_bytes:
+        file.refuse(f"'{name}' is not a row of at most {max_bytes} bytes")
+    return file.read(name).tobytes()
 
 
 def _provenance(file: OpenedHDF5) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from wafergpt.checkpoints.modelzoo.mdl import (
     METADATA_SUFFIX,
     RELEASE_ATTRIBUTE,
     SUCCESS_ATTRIBUTE,
+    TEMPLATE_DATASET,
+    TOKENIZER_DATASET,
     VERSION_ATTRIBUTE,
 )
 from wafergpt.checkpoints.modelzoo.model_section import write_model
@@ -44,9 +46,10 @@ _ALIGNMENT_BYTES = 64  # so that the weights can be mapped in place
 
 
 def write_mdl(model: StoredModel, path: Path) -> tuple[str, ...]:
-    """Write `path` and, beside it, the YAML of the model; returns what was left out, one line each.
+    """Write `path` and, unless there is one, the YAML of the model beside it; returns notes, one line each.
 
-    muP is kept as it is: the Model Zoo has it. Both files appear whole or not at all. Raises StorageError,
+    muP is kept as it is: the Model Zoo has it. Config, tokenizer and chat template go along in names of our
+    own, which the Zoo's loader does not look at. Both files appear whole or not at all. Raises StorageError,
     CheckpointError (from the source's arrays), MissingDependencyError.
     """
     h5py = load_h5py()
@@ -55,7 +58,7 @@ def write_mdl(model: StoredModel, path: Path) -> tuple[str, ...]:
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         try:
-            offsets = _lay_out(h5py, temporary, model.config)
+            offsets = _lay_out(h5py, temporary, model)
             _fill(temporary, model, offsets)
             os.rename(temporary, path)
         except BaseException:
@@ -66,11 +69,13 @@ def write_mdl(model: StoredModel, path: Path) -> tuple[str, ...]:
         if isinstance(error, StorageError):
             raise
         raise storage_error(f"cannot write '{path}'", error, "nothing was left behind") from error
-    text = yaml.safe_dump({"trainer": {"init": {"model": write_model(model.config)}}}, sort_keys=False)
-    write_atomic(path.with_suffix(".yaml"), text.encode())
-    notes = ["a .mdl file holds no tokenizer and no optimiser state"]
-    if model.chat_template is not None:
-        notes.append("the chat template was left out")
+    notes = ["a .mdl file of ours holds no optimiser state, so a Model Zoo run starts a new one"]
+    beside = path.with_suffix(".yaml")
+    if os.path.lexists(beside):  # it may be the run's own, written by hand
+        notes.append(f"'{beside.name}' was there already and was left as it is")
+    else:
+        text = yaml.safe_dump({"trainer": {"init": {"model": write_model(model.config)}}}, sort_keys=False)
+        write_atomic(beside, text.encode())
     return tuple(notes)
 
 
@@ -83,9 +88,9 @@ def _parts(config: GPTConfig) -> Iterator[tuple[str, str, int, tuple[int, ...]]]
             yield name, _PREFIX + key, i * rows, (rows, *shape[1:])
 
 
-def _lay_out(h5py: Any, path: Path, config: GPTConfig) -> dict[str, int]:
+def _lay_out(h5py: Any, path: Path, model: StoredModel) -> dict[str, int]:
     """Make the file with every attribute and room for every data set; key -> where its bytes belong."""
-    offsets: dict[str, int] = {}
+    config, offsets = model.config, dict[str, int]()
     with h5py.File(
         path, "x", libver=("v108", "latest"), alignment_threshold=1, alignment_interval=_ALIGNMENT_BYTES
     ) as file:
@@ -109,6 +114,10 @@ def _lay_out(h5py: Any, path: Path, config: GPTConfig) -> dict[str, int]:
         file.attrs[VERSION_ATTRIBUTE] = FIRST_JSON_VERSION
         file.attrs[RELEASE_ATTRIBUTE] = RELEASE
         file.attrs[CONFIG_ATTRIBUTE] = json.dumps(to_dict(config))
+        if model.tokenizer is not None:
+            file[TOKENIZER_DATASET] = np.frombuffer(model.tokenizer.to_bytes(), np.uint8)
+        if model.chat_template is not None:
+            file[TEMPLATE_DATASET] = np.frombuffer(model.chat_template.encode(), np.uint8)
         file.attrs[SUCCESS_ATTRIBUTE] = True
     return offsets
 

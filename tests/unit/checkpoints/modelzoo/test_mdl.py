@@ -23,6 +23,7 @@ from wafergpt.checkpoints.modelzoo.model_section import write_model
 from wafergpt.checkpoints.stored_model import StoredModel, check_arrays
 from wafergpt.errors import CheckpointError, ConfigError, StorageError
 from wafergpt.model.config import GPTConfig
+from wafergpt.tokenizer.bpe import Tokenizer
 
 STANDARD = GPTConfig(d_model=32, n_layers=2, n_heads=2, d_ffn=80, vocab_size=61, max_seq_len=16)
 
@@ -37,11 +38,8 @@ def assert_holds(model: StoredModel, config: GPTConfig, arrays: dict[str, np.nda
 @pytest.mark.parametrize("config", [TINY, STANDARD], ids=["mup", "standard"])
 def test_what_is_written_reads_back_bit_for_bit(config: GPTConfig, tmp_path: Path) -> None:
     arrays = arrays_of(config)
-    notes = write_mdl(StoredModel(config=config, arrays=arrays, chat_template="x"), tmp_path / "a.mdl")
-    assert notes == (
-        "a .mdl file holds no tokenizer and no optimiser state",
-        "the chat template was left out",
-    )
+    notes = write_mdl(StoredModel(config=config, arrays=arrays), tmp_path / "a.mdl")
+    assert notes == ("a .mdl file of ours holds no optimiser state, so a Model Zoo run starts a new one",)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mdl", "a.yaml"]
     assert_holds(read_mdl(tmp_path / "a.mdl"), config, arrays)
     with h5py.File(tmp_path / "a.mdl", "a") as file:
@@ -49,6 +47,38 @@ def test_what_is_written_reads_back_bit_for_bit(config: GPTConfig, tmp_path: Pat
     again = read_mdl(tmp_path / "a.mdl")  # now by the YAML beside it, which says the same
     assert_holds(again, config, arrays)
     assert any("a.yaml" in note for note in again.notes)
+
+
+def test_a_yaml_that_is_there_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("mine")
+    notes = write_mdl(StoredModel(config=STANDARD, arrays=arrays_of(STANDARD)), tmp_path / "a.mdl")
+    assert "'a.yaml' was there already and was left as it is" in notes
+    assert (tmp_path / "a.yaml").read_text() == "mine"
+
+
+def test_tokenizer_and_chat_template_go_along(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["In the beginning was the word, and the word was short. " * 40], 270)
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    model = StoredModel(
+        config=STANDARD, arrays=arrays_of(STANDARD), tokenizer=tokenizer, chat_template=template
+    )
+    write_mdl(model, tmp_path / "a.mdl")
+    again = read_mdl(tmp_path / "a.mdl")
+    assert again.tokenizer is not None and again.tokenizer.sha256 == tokenizer.sha256
+    assert again.chat_template == template and again.notes == ()
+    for name, data, rule in (
+        ("wafergpt_tokenizer", b'{"model": {"type": "WordPiece"}}', "wafergpt_tokenizer': "),
+        ("wafergpt_tokenizer", b"[" * 1000, "wafergpt_tokenizer': "),
+        ("wafergpt_chat_template", b"{{ x.__class__ }}", "chat template: "),
+        ("wafergpt_chat_template", bytes(100_000), "is not a row of at most"),
+    ):
+        write_mdl(model, tmp_path / "b.mdl")
+        with h5py.File(tmp_path / "b.mdl", "a") as file:
+            del file[name]
+            file[name] = np.frombuffer(data, np.uint8)
+        with pytest.raises(CheckpointError) as caught:
+            read_mdl(tmp_path / "b.mdl")
+        assert rule in str(caught.value) and "b.mdl" in str(caught.value)
 
 
 def test_columns_first_arrays_are_written_as_rows(tmp_path: Path) -> None:
