@@ -9,6 +9,7 @@ What remains is the HDF5 library parsing the file itself; see docs/howto/cerebra
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import stat
@@ -112,6 +113,10 @@ class OpenedHDF5:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # half made, or the interpreter is going
+            self.close()
 
     def close(self) -> None:
         """Close the file; arrays already made stay valid."""
@@ -296,9 +301,7 @@ def _corners(layout: _Layout, start: int, stop: int) -> Iterator[tuple[int, ...]
     first = start // layout.chunks[0] * layout.chunks[0]
     counts = [range(first, stop, layout.chunks[0])]
     counts += [range(0, n, size) for n, size in zip(layout.shape[1:], layout.chunks[1:], strict=True)]
-    grid = np.meshgrid(*[np.array(axis, np.int64) for axis in counts], indexing="ij")
-    for corner in np.stack([axis.ravel() for axis in grid], axis=-1):
-        yield tuple(int(n) for n in corner)
+    return itertools.product(*counts)
 
 
 def _one_line(error: Exception) -> str:
