@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 
 from wafergpt.errors import MissingDependencyError, WaferGPTError
 from wafergpt.hdf5.lz4 import decode_chunk
-from wafergpt.units import GIB, MIB
+from wafergpt.units import MIB
 
 Array = NDArray[Any]
 Refuse = Callable[[str], NoReturn]
 
 MAX_DATASETS = 100_000  # a 13B checkpoint with its optimiser has about 2,000
-MAX_RATIO = 1100  # deflate packs at most 1032 to 1, LZ4 255 to 1: more is a promise, not data
+ANY_RATIO = 1100  # deflate packs at most 1032 to 1, LZ4 255 to 1: more is a promise, not data
 _FREE_BYTES = 64 * MIB  # below this size the ratio does not matter
-_MAX_CHUNK_BYTES = GIB  # of one chunk, which the library reads whole
+_MAX_CHUNK_BYTES = 256 * MIB  # of one chunk, which the library reads whole
 _MAX_CHUNKS = 10_000_000
 _GZIP, _SHUFFLE, _FLETCHER32, _LZF, _LZ4 = 1, 2, 3, 32000, 32004
 # What h5py raises for a damaged file: it has no class of its own.
@@ -82,14 +82,17 @@ class _Layout:
 class OpenedHDF5:
     """The data sets of an HDF5 file's root group, each checked before its first byte is read.
 
-    `refuse` raises the caller's error with a reason; the file is named in front. Use as a context manager, or
+    `refuse` raises the caller's error with a reason; the file is named in front. `max_ratio` says how many
+    times larger than its bytes in the file a data set may be (above 64 MiB): it bounds the memory of whoever
+    reads whole ones. Use as a context manager, or
     keep the object for as long as arrays are wanted.
     """
 
-    def __init__(self, path: Path, refuse: Refuse) -> None:
+    def __init__(self, path: Path, refuse: Refuse, *, max_ratio: int = ANY_RATIO) -> None:
         """Raises what `refuse` raises for anything but a regular HDF5 file, MissingDependencyError."""
         self.path = Path(path)
         self._refuse_reason = refuse
+        self._max_ratio = max_ratio
         self._h5py = load_h5py()
         try:
             handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -258,7 +261,7 @@ class OpenedHDF5:
             if layout.offset is not None and n_bytes and layout.offset + n_bytes > self.size_bytes:
                 self.refuse(f"'{name}' runs over the end of the file")
             return
-        if n_bytes > max(_FREE_BYTES, MAX_RATIO * stored_bytes):
+        if n_bytes > max(_FREE_BYTES, self._max_ratio * stored_bytes):
             self.refuse(f"'{name}' promises {n_bytes} bytes and has {stored_bytes}")
         chunk_bytes = math.prod(layout.chunks) * layout.stored_itemsize
         if chunk_bytes > _MAX_CHUNK_BYTES or chunk_bytes > max(_FREE_BYTES, 4 * n_bytes):

@@ -188,6 +188,9 @@ class _Run:
             n_params, n_tokens = self.config.model.n_params, self.config.total_tokens
             size = f"{format_count(n_params)} parameters on {format_count(n_tokens)} tokens"
             self._tell("started", f"training {size} into {self.folder.path}")
+            if self.config.start_from is not None:
+                took_over = f"weights, moments and place in the data are those of '{self.config.start_from}'"
+                self._tell("notice", f"{took_over}; the step counter starts at {step}")
         for notice in notices:
             self._tell("notice", notice)
         vocab_size = self.config.model.vocab_size

@@ -32,6 +32,15 @@ def test_what_leads_astray_is_refused_and_named(kind: str, tmp_path: Path) -> No
     assert hdf5_lab.KINDS[kind] in message and "hostile.h5" in message and "\n" not in message
 
 
+def test_a_bomb_is_refused_by_those_who_read_whole_data(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("data", (70 << 20,), "i1", chunks=(1 << 20,), compression="gzip")[:] = 0
+    with OpenedHDF5(tmp_path / "a.h5", refuse) as file:
+        assert file.shape("data") == (70 << 20,)  # read in pieces, it harms nobody
+    with pytest.raises(DataError, match=r"'data' promises 73400320 bytes and has \d{5}$"):
+        OpenedHDF5(tmp_path / "a.h5", refuse, max_ratio=16).read("data")
+
+
 def test_links_are_refused_when_names_are_listed(tmp_path: Path) -> None:
     path = hdf5_lab.hostile(tmp_path / "hostile.h5", "an external link")
     with pytest.raises(DataError, match="soft or external link"), OpenedHDF5(path, refuse) as file:

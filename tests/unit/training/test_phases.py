@@ -44,6 +44,8 @@ def test_two_phases_of_one_batch_are_bit_for_bit_one_run(data: Path, ram_path: P
     assert result.total_tokens == 12 * 4 * 16  # both phases; the run's own share:
     assert second.total_tokens == 5 * 4 * 16
     assert same(weights(ram_path / "whole"), weights(ram_path / "second"))
+    events = (ram_path / "second" / "events.jsonl").read_text()
+    assert "place in the data are those of" in events and "the step counter starts at 7" in events
     planted = replace(second, schedule=replace(second.schedule, first_step=6))  # would repeat a rate
     fit(planted, ram_path / "planted", options=SILENT)
     assert not same(weights(ram_path / "whole"), weights(ram_path / "planted"))

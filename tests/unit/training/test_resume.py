@@ -331,7 +331,8 @@ def test_a_damaged_newest_checkpoint_costs_one_interval(
 
 # ---- which configurations may go on -----------------------------------------------------------------------
 
-FREE = {"eval_every", "eval_tokens", "sample_every", "save_every", "keep", "log_every", "data.path"} | {"schedule.stop_step"}
+FREE = {"eval_every", "eval_tokens", "sample_every", "save_every", "keep", "log_every", "data.path"}
+FREE |= {"schedule.stop_step"}
 INEXACT = {"micro_batch_size", "device"}
 
 

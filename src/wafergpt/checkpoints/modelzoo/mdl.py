@@ -39,6 +39,7 @@ SUCCESS_ATTRIBUTE = "__SUCCESS__"
 METADATA_SUFFIX = ".__metadata__"
 FIRST_JSON_VERSION = 0.5  # from here on a file says whether it was written to its end
 _COMPARED_ROWS = 4096
+_MAX_RATIO = 16  # trained float32 weights pack by a tenth
 _MODEL_PARTS = ("model.", "embedding_layer.", "transformer_decoder.", "lm_head.", "ln_f.")
 
 Float32 = NDArray[np.float32]
@@ -53,7 +54,7 @@ def read_mdl(path: Path, *, config: GPTConfig | None = None, config_file: Path |
     Raises CheckpointError naming the file and the rule, ConfigError for the YAML, MissingDependencyError.
     """
     path = Path(path)
-    file = OpenedHDF5(path, _refuse)
+    file = OpenedHDF5(path, _refuse, max_ratio=_MAX_RATIO)
     try:
         notes: list[str] = []
         _check_complete(file)

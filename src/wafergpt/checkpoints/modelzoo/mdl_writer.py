@@ -1,4 +1,4 @@
-"""Write `.mdl` checkpoints in the layout of `cerebras.pytorch.save`, format 0.5 (release 2.9).
+"""Write `.mdl` checkpoints in the layout of `cerebras.pytorch.save`, format 0.5 (releases 2.9 and 2.10).
 
 The HDF5 library lays out an empty file; the weights are then written to their places by this package, one
 array at a time: memory stays flat, and a full disk is an error here, not inside the library.
@@ -37,7 +37,7 @@ from wafergpt.errors import StorageError
 from wafergpt.hdf5.opened import load_h5py
 from wafergpt.model.config import GPTConfig
 
-RELEASE = "2.9.0"  # whose layout this is
+RELEASE = "2.10.0"  # whose layout this is
 _PREFIX = "model.model."  # the training state's `model`, whose module is again called `model`
 _SPEC = "__spec__"
 _OBJECTS = "__objects__"
@@ -123,7 +123,7 @@ def _lay_out(h5py: Any, path: Path, model: StoredModel) -> dict[str, int]:
 
 
 def _metadata(shape: tuple[int, ...]) -> dict[str, Any]:
-    """Attributes of a float32 tensor, as `TorchTensorSerializer` of cerebras.pytorch 2.9 writes them."""
+    """Attributes of a float32 tensor, as `TorchTensorSerializer` of cerebras.pytorch 2.10 writes them."""
     return {
         "__TORCH__": True,
         "shapes": [list(shape)],
