@@ -29,6 +29,7 @@ _ABSENT = 0xFFFFFFFF  # the value is in the zip64 extra field
 _ZIP64 = 0x0001
 # Bits 3 (lengths repeated after the data) and 11 (names are UTF-8). Bit 0 would be encryption.
 _FLAGS = 0x0808
+_FOLDER = 0x10  # MS-DOS attribute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,7 @@ def _end(data: memoryview) -> tuple[int, int, int]:
     if tail < 0 or bytes(data[tail : tail + 4]) != b"PK\x05\x06":
         refuse("is cut off, or carries something behind its end")
     _, disk, first_disk, n_here, n_records, n_bytes, begin, _ = _END.unpack_from(data, tail)
+    parts = [disk, first_disk]
     locator = tail - _LOCATOR.size
     if locator >= 0 and bytes(data[locator : locator + 4]) == b"PK\x06\x07":
         _, disk64, end64, n_disks = _LOCATOR.unpack_from(data, locator)
@@ -99,7 +101,7 @@ def _end(data: memoryview) -> tuple[int, int, int]:
         if magic != b"PK\x06\x06" or size != _END64.size - 12 or end64 + _END64.size != locator:
             refuse("has a damaged zip64 end")
         tail = end64
-    if disk or first_disk or n_here != n_records:
+    if any((*parts, disk, first_disk)) or n_here != n_records:
         refuse("is one of several parts")
     if begin + n_bytes != tail:
         refuse(f"says that its directory is at byte {begin}, {n_bytes} long, and it ends at {tail}")
@@ -112,7 +114,6 @@ def _central(table: memoryview, position: int) -> tuple[str, int, int, int, int]
         refuse("has a directory that ends early")
     fields = _CENTRAL.unpack_from(table, position)
     magic, _, _, flags, method, _, _, crc32, n_packed, n_bytes, n_name, n_extra, n_comment = fields[:13]
-    offset = fields[-1]
     extra = position + _CENTRAL.size + n_name
     after = extra + n_extra + n_comment
     if magic != b"PK\x01\x02" or after > len(table):
@@ -120,6 +121,10 @@ def _central(table: memoryview, position: int) -> tuple[str, int, int, int, int]
     name = _decoded(table[position + _CENTRAL.size : extra])
     if method != 0:
         refuse(f"holds {shown(name)} compressed; torch never writes that")
+    disk, _, attributes, offset = fields[13:]
+    # Torch's own reader fills a record that is marked as a folder with whatever its memory holds.
+    if disk or attributes & _FOLDER:
+        refuse(f"holds {shown(name)} marked as a folder or as part of another archive")
     if flags & ~_FLAGS:
         refuse(f"holds {shown(name)} with flags {flags:#06x}; torch never writes those")
     n_bytes, n_packed, offset = _zip64(table[extra : extra + n_extra], [n_bytes, n_packed, offset])

@@ -144,7 +144,7 @@ def _read_zip(data: memoryview) -> TensorTable:
         refuse("was written by a big-endian machine")
     table = directory[f"{root}/data.pkl"]
     table.check_crc(data, "data.pkl")
-    objects = _Objects()
+    objects = _Objects(id_length=5)
     value, n_bytes = follow(data[table.begin : table.end], objects.names, objects.persistent)
     if n_bytes != table.size_bytes:
         refuse("has bytes behind its pickle")
@@ -167,7 +167,7 @@ def _read_legacy(data: memoryview) -> TensorTable:
         position += n_bytes
         return value
 
-    objects = _Objects()
+    objects = _Objects(id_length=6)
     if following({}, _no_storage) != _LEGACY_MAGIC:
         refuse("is a pickle, but not one of torch.save")
     if following({}, _no_storage) != _LEGACY_VERSION:
@@ -228,6 +228,7 @@ def _tensors(value: object) -> dict[str, Tensor]:
 class _Objects:
     """What the pickle's names make: storages and tensors, described rather than made."""
 
+    id_length: int  # of a persistent id: 5 in archives, 6 before
     storages: dict[str, Storage] = field(default_factory=dict)  # by key, as wide as the file has them
     names: dict[str, Builder | None] = field(init=False)
 
@@ -237,13 +238,13 @@ class _Objects:
         self.names |= {
             "collections.OrderedDict": _empty_dict,
             "torch._utils._rebuild_tensor": _tensor,
-            "torch._utils._rebuild_tensor_v2": _tensor,
+            "torch._utils._rebuild_tensor_v2": _tensor_v2,
             "torch._utils._rebuild_parameter": _parameter,
         }
 
     def persistent(self, key: tuple[Any, ...]) -> Storage:
-        """('storage', class, key, device, count), since 0.4 of the old layout with a view or None behind."""
-        if len(key) not in (5, 6) or key[0] != "storage" or type(key[1]) is not Name:
+        """('storage', class, key, device, count), in the old layout with a view or None behind."""
+        if len(key) != self.id_length or key[0] != "storage" or type(key[1]) is not Name:
             refuse("refers to something that is not a storage")
         dtype = STORAGES.get(key[1].text.rpartition(".")[2])
         if dtype is None or type(key[2]) is not str or type(key[3]) is not str:
@@ -273,17 +274,15 @@ def _empty_dict(arguments: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _tensor(arguments: tuple[Any, ...]) -> Tensor:
-    """(storage, offset, shape, strides), then requires_grad, hooks and metadata, which must be empty."""
-    if len(arguments) not in (4, 6, 7) or type(arguments[0]) is not Storage:
+    """(storage, offset, shape, strides)."""
+    if len(arguments) != 4 or type(arguments[0]) is not Storage:
         refuse("makes a tensor of something that is not a storage")
-    storage, _, shape, strides = arguments[:4]
+    storage, _, shape, strides = arguments
     offset = _whole(arguments[1], "offset of a tensor")
     if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides):
         refuse("makes a tensor with other strides than dimensions")
     if len(shape) > MAX_DIMENSIONS:
         refuse(f"makes a tensor of {len(shape)} dimensions")
-    if type(arguments[4] if arguments[4:] else False) is not bool or any(extra not in (None, {}) for extra in arguments[5:]):
-        refuse("makes a tensor with hooks or marks, which a file of weights does not need")
     sizes = [
         (_whole(n, "size of a tensor"), _whole(s, "stride")) for n, s in zip(shape, strides, strict=True)
     ]
@@ -294,12 +293,28 @@ def _tensor(arguments: tuple[Any, ...]) -> Tensor:
     return Tensor(storage=storage, offset=offset, shape=shape, strides=strides)
 
 
+def _tensor_v2(arguments: tuple[Any, ...]) -> Tensor:
+    """As `_tensor`, then requires_grad, and hooks and metadata, which must be empty."""
+    tensor = _tensor(arguments[:4])
+    if len(arguments) not in (6, 7) or any(extra not in (None, {}) for extra in arguments[5:]):
+        refuse("makes a tensor with hooks or marks, which a file of weights does not need")
+    _check_gradient(tensor, arguments[4])
+    return tensor
+
+
 def _parameter(arguments: tuple[Any, ...]) -> Tensor:
     """(tensor, requires_grad, hooks)."""
     if len(arguments) != 3 or type(arguments[0]) is not Tensor or arguments[2] not in (None, {}):
         refuse("makes a parameter of something that is not a tensor")
     tensor: Tensor = arguments[0]
+    _check_gradient(tensor, arguments[1])
     return tensor
+
+
+def _check_gradient(tensor: Tensor, requires_grad: object) -> None:
+    """Whether it was being trained does not matter here; torch has it only where a gradient can be."""
+    if type(requires_grad) is not bool or (requires_grad and "F" not in tensor.storage.dtype):
+        refuse("makes a tensor of whole numbers that wants a gradient")
 
 
 def _whole(value: object, what: str) -> int:

@@ -141,6 +141,12 @@ def overlapping() -> bytes:
     return data[:at] + struct.pack("<I", first) + data[at + 4 :]
 
 
+def marked_as_folder() -> bytes:
+    """Found by fuzzing: torch 2.13 reads uninitialised memory for such a record."""
+    at = WHOLE.rindex(b"archive/data/0") - 46 + 38  # external attributes, in its entry of the directory
+    return WHOLE[:at] + b"\x10" + WHOLE[at + 1 :]
+
+
 ARCHIVES = {
     "compressed": (deflated(), "holds 'archive/data.pkl' compressed"),
     "encrypted": (archive([TABLE, NUMBERS], flags=1), "with flags 0x0001"),
@@ -149,6 +155,7 @@ ARCHIVES = {
     "twice": (archive([TABLE, NUMBERS, NUMBERS]), "holds 'archive/data/0' twice"),
     "overlapping": (overlapping(), "inside another record|where its directory says"),
     "wrong directory": (WHOLE.replace(b"PK\x01\x02", b"PK\x01\x03"), "damaged directory"),
+    "marked as a folder": (marked_as_folder(), "'archive/data/0' marked as a folder"),
     "directory elsewhere": (WHOLE[:-6] + b"\xff\xff\0\0\0\0", "says that its directory is at byte 65535"),
     "slip": (archive([TABLE, NUMBERS, ("archive/../../x", b"")]), "not a file of weights"),
     "program": (archive([TABLE, ("archive/code/x.py", b"")]), "a TorchScript program"),
