@@ -17,10 +17,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE_DIR = Path(__file__).parent / "cpu"
+NO_COMPILER = "no C++ compiler; install one (Debian: apt-get install g++) and start again"
 
 # No -ffast-math: non-finite values must survive, and denormals must not be flushed for the whole process.
 FLAGS = [
@@ -82,14 +84,14 @@ def _library_path(compiler: str) -> Path:
     return cache_dir() / f"wafergpt-{digest.hexdigest()[:16]}.so"
 
 
-def _compile(compiler: str, target: Path) -> str:
-    """Compile every source beside `target` and publish by rename; returns an error text or ''."""
+def compile_library(compiler: str, target: Path, sources: Mapping[Path, Sequence[str]]) -> str:
+    """Compile each source with its flags, link, publish as `target` by rename; an error text or ''."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as scratch:
         jobs = []
-        for source in sorted(SOURCE_DIR.glob("*.cpp")):
+        for source, flags in sources.items():
             built = Path(scratch) / (source.stem + ".o")
-            command = [compiler, *FLAGS, "-c", str(source), "-o", str(built)]
+            command = [compiler, *flags, "-c", str(source), "-o", str(built)]
             jobs.append((built, subprocess.Popen(command, stderr=subprocess.PIPE, text=True)))
         errors = [job.communicate()[1] for _, job in jobs]
         failed = [text for (_, job), text in zip(jobs, errors, strict=True) if job.returncode != 0]
@@ -97,7 +99,8 @@ def _compile(compiler: str, target: Path) -> str:
             return f"{compiler} failed: {(failed[0].strip() or 'no message').splitlines()[0]}"
         library = Path(scratch) / target.name
         # Linked without libgomp: its symbols bind to the OpenMP that torch has loaded (see `_load`).
-        link = [compiler, "-shared", "-o", str(library), *(str(built) for built, _ in jobs)]
+        common = [flag for flag in next(iter(sources.values())) if flag.startswith("-fsanitize")]
+        link = [compiler, "-shared", *common, "-o", str(library), *(str(built) for built, _ in jobs)]
         done = subprocess.run(link, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             return f"{compiler} failed to link: {done.stderr.strip()[:300]}"
@@ -105,6 +108,11 @@ def _compile(compiler: str, target: Path) -> str:
             os.fsync(file.fileno())
         os.replace(library, target)
     return ""
+
+
+def _compile(compiler: str, target: Path) -> str:
+    """Build the library of `SOURCE_DIR`; returns an error text or ''."""
+    return compile_library(compiler, target, {source: FLAGS for source in sorted(SOURCE_DIR.glob("*.cpp"))})
 
 
 def _load(path: Path) -> ctypes.CDLL | None:
@@ -120,18 +128,26 @@ def _load(path: Path) -> ctypes.CDLL | None:
     return library
 
 
+def why_not_here() -> str:
+    """Why no kernels can be used on this machine or are not wanted; '' if nothing stands against them."""
+    if os.environ.get("WAFERGPT_KERNELS", "").lower() in ("off", "0", "no"):
+        return "switched off by WAFERGPT_KERNELS"
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return f"kernels are for Linux on x86-64, this is {sys.platform} on {platform.machine()}"
+    return ""
+
+
 @functools.cache
 def _resolve() -> tuple[ctypes.CDLL | None, KernelStatus]:
     def absent(reason: str, compiler: str | None = None) -> tuple[None, KernelStatus]:
         return None, KernelStatus(available=False, path=None, compiler=compiler, reason=reason)
 
-    if os.environ.get("WAFERGPT_KERNELS", "").lower() in ("off", "0", "no"):
-        return absent("switched off by WAFERGPT_KERNELS")
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        return absent(f"kernels are for Linux on x86-64, this is {sys.platform} on {platform.machine()}")
+    unwanted = why_not_here()
+    if unwanted:
+        return absent(unwanted)
     compiler = find_compiler()
     if compiler is None:
-        return absent("no C++ compiler; install one (Debian: apt-get install g++) and start again")
+        return absent(NO_COMPILER)
     try:
         path = _library_path(compiler)
         library = _load(path) if path.exists() else None

@@ -1,0 +1,273 @@
+#include "forward.h"
+
+#include <string.h>
+
+#include <algorithm>
+
+#include "pack.h"
+
+namespace wafergpt::native {
+namespace {
+
+constexpr int64_t kMostRows = 512;  // computed together: longer prompts go in parts, which changes no bit
+constexpr int64_t kRowBlock = 96;   // rows that go over a panel's part while it is in the first-level cache
+// Up to so many rows every thread makes ready for itself: it costs less than waiting for each other.
+constexpr int64_t kRedundantRows = 4;
+constexpr int64_t kCountersPerLayer = 5, kOtherCounters = 1;
+
+}  // namespace
+
+Forward::Forward(Weights weights, Pages pages, const Kernels* kernels, int n_threads, std::vector<int> cpus)
+    : w_(std::move(weights)), pages_(pages), kernels_(kernels), pool_(n_threads, std::move(cpus)) {
+    const size_t threads = static_cast<size_t>(n_threads);
+    slots_.resize(threads + 1);
+    for (size_t i = 0; i < threads; ++i) reserve_slot(slots_[i], kRedundantRows);
+    pauses_.assign(threads, std::vector<float>(kRowBlock * kPanel));
+    normal_.assign(threads, std::vector<float>(static_cast<size_t>(stride(w_.d_model))));
+    const int64_t scratch = attention_scratch(kernels_->query_rows, w_.max_seq_len, w_.d_model / w_.n_heads);
+    scratch_.assign(threads, std::vector<float>(static_cast<size_t>(scratch)));
+    counters_.reset(new std::atomic<int64_t>[static_cast<size_t>(w_.n_layers * kCountersPerLayer + kOtherCounters)]);
+    counted_.resize(threads);
+}
+
+void Forward::reserve_slot(Slot& slot, int64_t n_rows) {
+    int64_t bytes = 0, sums = 1;
+    for (const Matrix* m : {&w_.layers[0].qkv, &w_.layers[0].attention_out, &w_.layers[0].fc, &w_.layers[0].ffn_out, &w_.wte}) {
+        bytes = std::max(bytes, kernels_->row_bytes(m->format, m->k));
+        sums = std::max(sums, units_of(kInt4, m->k));
+    }
+    slot.data.resize(static_cast<size_t>(n_rows * bytes) + 64);
+    slot.scale.resize(static_cast<size_t>(n_rows));
+    slot.sums.resize(static_cast<size_t>(n_rows * sums));
+    uint8_t* start = slot.data.data();
+    start += (64 - reinterpret_cast<uintptr_t>(start) % 64) % 64;
+    slot.rows = {start, bytes, slot.scale.data(), slot.sums.data(), sums};
+}
+
+void Forward::reserve(int64_t n_rows) {
+    if (n_rows <= capacity_) return;
+    const size_t rows = static_cast<size_t>(n_rows);
+    x_.resize(rows * static_cast<size_t>(stride(w_.d_model)));
+    mixed_.resize(x_.size());
+    qkv_.resize(rows * static_cast<size_t>(stride(3 * w_.d_model)));
+    ffn_.resize(rows * static_cast<size_t>(stride(w_.d_ffn)));
+    reserve_slot(slots_.back(), n_rows);
+    capacity_ = n_rows;
+}
+
+void Forward::run(const Chunk* chunks, int64_t n_chunks, float* logits, float* hidden) {
+    clear();
+    logits_ = logits;
+    hidden_ = hidden;
+    for (int64_t c = 0; c < n_chunks; ++c) {
+        for (int64_t first = 0; first < chunks[c].n_tokens;) {
+            const int64_t n = std::min(chunks[c].n_tokens - first, kMostRows - n_rows_);
+            if (n == 0) {
+                flush();
+                continue;
+            }
+            add_rows(chunks[c], first, n);
+            first += n;
+        }
+    }
+    flush();
+}
+
+void Forward::add_rows(const Chunk& chunk, int64_t first, int64_t n_rows) {
+    segments_.push_back({chunk.pages, n_rows_, n_rows, chunk.start + first});
+    for (int64_t i = 0; i < n_rows; ++i) {
+        const int64_t at = first + i;
+        tokens_.push_back(chunk.token_ids[at]);
+        positions_.push_back(chunk.start + at);
+        if (at >= chunk.n_tokens - chunk.n_logits) logit_rows_.push_back(n_rows_ + i);
+        if (chunk.want_hidden) hidden_rows_.push_back(n_rows_ + i);
+    }
+    for (int64_t i = 0; i < n_rows; i += kernels_->query_rows)
+        tiles_.push_back({static_cast<int64_t>(segments_.size()) - 1, i});
+    n_rows_ += n_rows;
+}
+
+void Forward::clear() {
+    n_rows_ = 0;
+    tokens_.clear();
+    positions_.clear();
+    segments_.clear();
+    tiles_.clear();
+    logit_rows_.clear();
+    hidden_rows_.clear();
+}
+
+void Forward::flush() {
+    if (n_rows_ == 0) return;
+    reserve(n_rows_);
+    for (int64_t i = 0; i < w_.n_layers * kCountersPerLayer + kOtherCounters; ++i) counters_[static_cast<size_t>(i)] = 0;
+    std::fill(counted_.begin(), counted_.end(), 0);
+    pool_.run([](void* self, int thread) { static_cast<Forward*>(self)->step(thread); }, this);
+    logits_ += static_cast<int64_t>(logit_rows_.size()) * w_.vocab_size;
+    hidden_ += static_cast<int64_t>(hidden_rows_.size()) * w_.d_model;
+    clear();
+}
+
+// Every thread takes the counters in the same order, so that they agree on what each one counts.
+std::atomic<int64_t>& Forward::next_counter(int thread) {
+    return counters_[static_cast<size_t>(counted_[static_cast<size_t>(thread)]++)];
+}
+
+void Forward::step(int thread) {
+    embed(thread);
+    pool_.barrier();
+    const int64_t d = w_.d_model, width = stride(d);
+    for (int64_t l = 0; l < w_.n_layers; ++l) {
+        const Layer& layer = w_.layers[static_cast<size_t>(l)];
+        Product how{};
+        how.alpha = 1.0f;
+
+        const Rows normal = encode_norm(thread, layer.qkv.format, layer.ln_1_weight, layer.ln_1_bias);
+        how.finish = kStore;
+        how.out = qkv_.data();
+        how.out_stride = how.out_columns = stride(3 * d);
+        product(thread, layer.qkv, normal, n_rows_, how, next_counter(thread));
+        pool_.barrier();
+        keep(thread, l);
+        pool_.barrier();
+        attention(thread, l, next_counter(thread));
+        pool_.barrier();
+
+        const Rows mixed = encode_plain(thread, layer.attention_out.format, mixed_.data(), width, d);
+        how.finish = kAddTo;
+        how.out = x_.data();
+        how.out_stride = how.out_columns = width;
+        product(thread, layer.attention_out, mixed, n_rows_, how, next_counter(thread));
+        pool_.barrier();
+
+        const Rows second = encode_norm(thread, layer.fc.format, layer.ln_2_weight, layer.ln_2_bias);
+        how.finish = w_.activation;
+        how.out = ffn_.data();
+        how.out_stride = how.out_columns = stride(w_.d_ffn);
+        product(thread, layer.fc, second, n_rows_, how, next_counter(thread));
+        pool_.barrier();
+
+        const Rows active = encode_plain(thread, layer.ffn_out.format, ffn_.data(), stride(w_.d_ffn), w_.d_ffn);
+        how.finish = kAddTo;
+        how.out = x_.data();
+        how.out_stride = how.out_columns = width;
+        product(thread, layer.ffn_out, active, n_rows_, how, next_counter(thread));
+        pool_.barrier();
+    }
+    head(thread);
+}
+
+void Forward::embed(int thread) {
+    const int64_t threads = pool_.size(), d = w_.d_model;
+    for (int64_t row = n_rows_ * thread / threads; row < n_rows_ * (thread + 1) / threads; ++row) {
+        float* x = x_.data() + row * stride(d);
+        const float* position = w_.wpe + positions_[static_cast<size_t>(row)] * d;
+        unpack_row(w_.wte, tokens_[static_cast<size_t>(row)], x);
+        for (int64_t i = 0; i < d; ++i) x[i] = (x[i] + position[i]) * w_.embedding_multiplier;
+    }
+}
+
+// Rows made ready for `format`: `source(row)` gives row `row` as float32 [k]. With few rows each thread has its
+// own; with many they share the work and wait.
+template <class Source>
+Rows Forward::encode(int thread, Format format, int64_t k, int64_t n_rows, Source source) {
+    const bool alone = n_rows <= kRedundantRows;
+    Rows rows = (alone ? slots_[static_cast<size_t>(thread)] : slots_.back()).rows;
+    rows.stride = kernels_->row_bytes(format, k);
+    const int64_t threads = alone ? 1 : pool_.size(), mine = alone ? 0 : thread;
+    for (int64_t row = n_rows * mine / threads; row < n_rows * (mine + 1) / threads; ++row)
+        kernels_->encode(format, source(row), k, rows, row);
+    if (!alone) pool_.barrier();
+    return rows;
+}
+
+Rows Forward::encode_norm(int thread, Format format, const float* weight, const float* bias) {
+    float* normal = normal_[static_cast<size_t>(thread)].data();
+    return encode(thread, format, w_.d_model, n_rows_, [&](int64_t row) {
+        kernels_->layer_norm(x_.data() + row * stride(w_.d_model), weight, bias, w_.eps, normal, w_.d_model);
+        return normal;
+    });
+}
+
+Rows Forward::encode_plain(int thread, Format format, const float* x, int64_t stride, int64_t k) {
+    return encode(thread, format, k, n_rows_, [&](int64_t row) { return x + row * stride; });
+}
+
+void Forward::product(int thread, const Matrix& w, const Rows& x, int64_t n_rows, Product how,
+                      std::atomic<int64_t>& next) {
+    how.w = w;
+    how.x = x;
+    how.pause = pauses_[static_cast<size_t>(thread)].data();
+    const int64_t blocks = (n_rows + kRowBlock - 1) / kRowBlock, units = panels_of(w.n) * blocks;
+    const int64_t grain = std::max<int64_t>(1, units / (pool_.size() * 6));
+    for (;;) {
+        const int64_t first = next.fetch_add(grain, std::memory_order_relaxed);
+        if (first >= units) return;
+        for (int64_t unit = first; unit < std::min(units, first + grain); ++unit) {
+            const int64_t row = unit % blocks * kRowBlock;
+            kernels_->multiply(how, unit / blocks, row, std::min(n_rows, row + kRowBlock));
+        }
+    }
+}
+
+HeadPages Forward::head_pages(const Segment& segment, int64_t layer, int64_t head) const {
+    const int64_t d_head = w_.d_model / w_.n_heads, bytes = 2 * keys_bytes(pages_.format, d_head);
+    uint8_t* base = pages_.data + (layer * w_.n_heads + head) * bytes;
+    return {pages_.format, base, page_bytes(w_, pages_.format), segment.pages, d_head, head_padded(d_head)};
+}
+
+void Forward::keep(int thread, int64_t layer) {
+    const int64_t threads = pool_.size(), d_head = w_.d_model / w_.n_heads, width = stride(3 * w_.d_model);
+    for (const Segment& segment : segments_)
+        for (int64_t head = thread; head < w_.n_heads; head += threads) {
+            const HeadPages kv = head_pages(segment, layer, head);
+            for (int64_t i = 0; i < segment.n_rows; ++i) {
+                const float* qkv = qkv_.data() + (segment.row + i) * width + head * d_head;
+                kernels_->keep(kv, segment.position + i, qkv + w_.d_model, qkv + 2 * w_.d_model);
+            }
+        }
+}
+
+void Forward::attention(int thread, int64_t layer, std::atomic<int64_t>& next) {
+    const int64_t d_head = w_.d_model / w_.n_heads, n_tiles = static_cast<int64_t>(tiles_.size());
+    Attention a;
+    a.stride = stride(3 * w_.d_model);
+    a.out_stride = stride(w_.d_model);
+    a.scale = w_.attention_scale;
+    a.scratch = scratch_[static_cast<size_t>(thread)].data();
+    for (int64_t unit = next.fetch_add(1); unit < w_.n_heads * n_tiles; unit = next.fetch_add(1)) {
+        const int64_t head = unit / n_tiles;
+        const Tile& tile = tiles_[static_cast<size_t>(unit % n_tiles)];
+        const Segment& segment = segments_[static_cast<size_t>(tile.segment)];
+        const int64_t row = segment.row + tile.first;
+        a.kv = head_pages(segment, layer, head);
+        a.q = qkv_.data() + row * a.stride + head * d_head;
+        a.out = mixed_.data() + row * a.out_stride + head * d_head;
+        a.n_rows = std::min(kernels_->query_rows, segment.n_rows - tile.first);
+        a.position = segment.position + tile.first;
+        kernels_->attend(a);
+    }
+}
+
+void Forward::head(int thread) {
+    const int64_t d = w_.d_model, width = stride(d), threads = pool_.size();
+    const int64_t n_hidden = static_cast<int64_t>(hidden_rows_.size()), n_logits = static_cast<int64_t>(logit_rows_.size());
+    for (int64_t i = n_hidden * thread / threads; i < n_hidden * (thread + 1) / threads; ++i)
+        kernels_->layer_norm(x_.data() + hidden_rows_[static_cast<size_t>(i)] * width, w_.ln_f_weight, w_.ln_f_bias, w_.eps,
+                             hidden_ + i * d, d);
+    if (n_logits == 0) return;
+    float* normal = normal_[static_cast<size_t>(thread)].data();
+    const Rows last = encode(thread, w_.wte.format, d, n_logits, [&](int64_t i) {
+        kernels_->layer_norm(x_.data() + logit_rows_[static_cast<size_t>(i)] * width, w_.ln_f_weight, w_.ln_f_bias, w_.eps,
+                             normal, d);
+        return normal;
+    });
+    Product how{};
+    how.finish = kStore;
+    how.alpha = w_.logit_multiplier;
+    how.out = logits_;
+    how.out_stride = how.out_columns = w_.vocab_size;
+    product(thread, w_.wte, last, n_logits, how, next_counter(thread));
+}
+
+}  // namespace wafergpt::native

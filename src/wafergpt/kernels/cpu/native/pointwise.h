@@ -1,0 +1,181 @@
+// Row by row: LayerNorm, GELU, and making a row ready for the products of a format. After one of simd_*.h.
+// The order of every sum depends on the row's length only.
+#pragma once
+#include "kernel.h"
+
+namespace wafergpt::native {
+namespace {
+
+inline F zero() { return set1(0.0f); }
+
+inline float sum_lanes(F x) {
+    float lanes[kLanes];
+    store(lanes, x);
+    float total = 0.0f;
+    for (int i = 0; i < kLanes; ++i) total += lanes[i];
+    return total;
+}
+
+inline int32_t largest_lane(I x) {
+    int32_t lanes[kLanes];
+    istore(lanes, x);
+    int32_t top = lanes[0];
+    for (int i = 1; i < kLanes; ++i) top = lanes[i] > top ? lanes[i] : top;
+    return top;
+}
+
+// The first n of kLanes values at p, 0 for the others; reads nothing beyond them.
+inline F load_first(const float* p, int64_t n) {
+    if (n >= kLanes) return load(p);
+    float lanes[kLanes] = {};
+    memcpy(lanes, p, static_cast<size_t>(n) * 4);
+    return load(lanes);
+}
+
+inline void store_first(float* p, F x, int64_t n) {
+    if (n >= kLanes) return store(p, x);
+    float lanes[kLanes];
+    store(lanes, x);
+    memcpy(p, lanes, static_cast<size_t>(n) * 4);
+}
+
+// exp(x) for x <= 88, relative error below 2e-7 (degree-6 polynomial on [-ln2/2, ln2/2]); stays at
+// exp(-87.3) = 1.2e-38 below; a NaN stays one.
+inline F exp_fast(F x) {
+    const F clamped = max_or_second(set1(-87.3f), x);
+    const F n = rint(mul(clamped, set1(1.44269504f)));
+    const F r = fma(n, set1(2.12194440e-4f), sub(clamped, mul(n, set1(0.693359375f))));
+    F p = set1(1.0f / 720.0f);
+    p = fma(p, r, set1(1.0f / 120.0f));
+    p = fma(p, r, set1(1.0f / 24.0f));
+    p = fma(p, r, set1(1.0f / 6.0f));
+    p = fma(p, r, set1(0.5f));
+    p = fma(p, r, set1(1.0f));
+    p = fma(p, r, set1(1.0f));
+    return mul(p, bits_to_float(shift_left<23>(iadd(to_int(n), iset1(127)))));
+}
+
+// x Phi(x); erf by Abramowitz & Stegun 7.1.26, absolute error below 1.5e-7.
+inline F gelu_erf(F x) {
+    const F z = mul(max_or_second(x, sub(zero(), x)), set1(0.70710678f));
+    const F t = div(set1(1.0f), fma(z, set1(0.3275911f), set1(1.0f)));
+    F poly = set1(1.061405429f);
+    poly = fma(poly, t, set1(-1.453152027f));
+    poly = fma(poly, t, set1(1.421413741f));
+    poly = fma(poly, t, set1(-0.284496736f));
+    poly = fma(poly, t, set1(0.254829592f));
+    const F tail = mul(mul(mul(poly, t), set1(0.5f)), exp_fast(sub(zero(), mul(z, z))));  // 1 - Phi(|x|)
+    return mul(x, if_negative(x, tail, sub(set1(1.0f), tail)));
+}
+
+// GPT-2's gelu_new.
+inline F gelu_tanh(F x) {
+    const F inner = mul(set1(0.79788456f), fma(mul(mul(x, x), x), set1(0.044715f), x));
+    const F bounded = min_or_second(set1(20.0f), max_or_second(set1(-20.0f), inner));
+    const F tanh_inner = sub(set1(1.0f), div(set1(2.0f), add(exp_fast(add(bounded, bounded)), set1(1.0f))));
+    return mul(mul(x, set1(0.5f)), add(tanh_inner, set1(1.0f)));
+}
+
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, float* y, int64_t d) {
+    F sum = zero();
+    for (int64_t i = 0; i < d; i += kLanes) sum = add(sum, load_first(x + i, d - i));
+    const F mean = set1(sum_lanes(sum) / static_cast<float>(d));
+    F squares = zero();
+    for (int64_t i = 0; i < d; i += kLanes) {
+        const F from_mean = first_lanes(sub(load_first(x + i, d - i), mean), d - i, 0.0f);
+        squares = fma(from_mean, from_mean, squares);
+    }
+    const F scale = set1(1.0f / __builtin_sqrtf(sum_lanes(squares) / static_cast<float>(d) + eps));
+    for (int64_t i = 0; i < d; i += kLanes) {
+        const int64_t n = d - i;
+        const F normal = mul(sub(load_first(x + i, n), mean), scale);
+        store_first(y + i, fma(normal, load_first(weight + i, n), load_first(bias + i, n)), n);
+    }
+}
+
+inline uint16_t to_bf16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+    return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// Rounds to nearest even; a NaN becomes the quiet NaN 0x7fff.
+inline void store_bf16(uint16_t* p, F x) {
+    const I bits = float_to_bits(x);
+    const I rounded = iadd(iadd(bits, iset1(0x7fff)), iand(shift_right<16>(bits), iset1(1)));
+    const I above = shift_right<31>(isub(iset1(0x7f800000), iand(bits, iset1(0x7fffffff))));  // 1 for a NaN
+    const I all_ones = isub(iset1(0), above);
+    const I nan = iand(all_ones, iset1(0x7fff));
+    const I number = iand(isub(above, iset1(1)), shift_right<16>(rounded));
+    store_low_halves(p, iadd(number, nan));
+}
+
+inline void to_halves(const float* x, float* out, int64_t n, int64_t padded) {
+    memcpy(out, x, static_cast<size_t>(n) * 4);
+    for (int64_t i = n; i < padded; ++i) out[i] = 0.0f;
+}
+
+inline void to_halves(const float* x, uint16_t* out, int64_t n, int64_t padded) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store_bf16(out + i, load(x + i));
+    for (; i < n; ++i) out[i] = to_bf16(x[i]);
+    for (; i < padded; ++i) out[i] = 0;
+}
+
+// q = rint(x * 127 / max |x|). |x| is compared as bits, so an infinity or a NaN is above every number,
+// becomes the scale and spreads to the whole row's product. Below 2^-121 the factor would overflow: zeros.
+float to_bytes(const float* x, int8_t* q, int64_t n, int64_t padded) {
+    I top = iset1(0);
+    for (int64_t i = 0; i < n; i += kLanes)
+        top = imax(top, iand(float_to_bits(load_first(x + i, n - i)), iset1(0x7fffffff)));
+    const int32_t bits = largest_lane(top);
+    float largest;
+    memcpy(&largest, &bits, 4);
+    const bool counts = bits >= 0x03000000;  // 2^-121
+    const F factor = set1(counts ? 127.0f / largest : 0.0f);
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store_bytes(q + i, to_int(mul(load(x + i), factor)));
+    if (i < n) {
+        int8_t lanes[kLanes];
+        store_bytes(lanes, to_int(mul(load_first(x + i, n - i), factor)));
+        memcpy(q + i, lanes, static_cast<size_t>(n - i));
+        i = n;
+    }
+    for (; i < padded; ++i) q[i] = 0;
+    return counts ? largest / 127.0f : 0.0f;
+}
+
+int32_t sum_bytes(const int8_t* q, int64_t n) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += q[i];
+    return sum;
+}
+
+int64_t row_bytes(Format format, int64_t k) {
+    const int64_t padded = units_of(format, k) * unit_values(format);
+    const int64_t size = format == kF32 ? 4 : format == kBf16 ? static_cast<int64_t>(sizeof(Half)) : 1;
+    const int64_t bytes = round_up(padded * size, 64);
+    return bytes % 1024 == 0 ? bytes + 64 : bytes;  // a power of two would send all rows to the same cache sets
+}
+
+void encode(Format format, const float* x, int64_t k, const Rows& rows, int64_t row) {
+    uint8_t* out = rows.data + row * rows.stride;
+    const int64_t padded = units_of(format, k) * unit_values(format);
+    if (format == kF32) {
+        memcpy(out, x, static_cast<size_t>(k) * 4);
+    } else if (format == kBf16) {
+        to_halves(x, reinterpret_cast<Half*>(out), k, padded);
+    } else {
+        int8_t* q = reinterpret_cast<int8_t*>(out);
+        int32_t* sums = rows.sums + row * rows.sums_stride;
+        rows.scale[row] = to_bytes(x, q, k, padded);
+        if (format == kInt8)
+            sums[0] = 128 * sum_bytes(q, padded);
+        else
+            for (int64_t g = 0; g * kGroup < padded; ++g) sums[g] = 8 * sum_bytes(q + g * kGroup, kGroup);
+    }
+}
+
+}  // namespace
+}  // namespace wafergpt::native
