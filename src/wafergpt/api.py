@@ -32,6 +32,7 @@ from wafergpt.training.config import TrainConfig
 from wafergpt.units import format_count, format_flops
 
 if TYPE_CHECKING:
+    from wafergpt.checkpoints.huggingface.config import MissingScale
     from wafergpt.data.prepare import Prepared, Progress
     from wafergpt.training.fit import FitResult
 
@@ -48,8 +49,9 @@ class LoadedModel:
     tokenizer: Tokenizer
     backend: Backend
     checkpoint_path: Path
-    step: int
-    skipped: tuple[Skipped, ...]  # newer checkpoints that did not verify, and why
+    step: int | None  # None: a format that does not say
+    skipped: tuple[Skipped, ...] = ()  # newer checkpoints that did not verify, and why
+    notes: tuple[str, ...] = ()  # what reading a foreign format dropped or assumed
 
     def generate(self, prompt: str, sampling: SamplingConfig | None = None, **options: Any) -> Generation:
         """Continue `prompt`. Give a `SamplingConfig`, or its fields as options. Raises ConfigError."""
@@ -65,15 +67,43 @@ def _sampling(sampling: SamplingConfig | None, options: dict[str, Any]) -> Sampl
     return sampling or from_dict(SamplingConfig, options)
 
 
-def load(directory: Path | str) -> LoadedModel:
-    """Load a run folder (its newest checkpoint that verifies) or one checkpoint folder, float32, on the CPU.
+def load(
+    model: Path | str, *, revision: str | None = None, mup_logit_scale: MissingScale | str | None = None
+) -> LoadedModel:
+    """Load a model with its tokenizer, float32, on the CPU.
 
-    Raises CheckpointError, StorageError, DataError.
+    `model` is a run folder (its newest checkpoint that verifies), one checkpoint folder, a Hugging Face
+    folder or hub name (at `revision`), a .gguf or a .mdl file. `mup_logit_scale` ("config" or "recipe") says
+    what a muP config means that leaves its logit scale out.
+
+    Raises CheckpointError, ConfigError, StorageError, DataError, MissingDependencyError.
     """
+    from wafergpt.conversion import formats
+
+    path = formats.locate(str(model), revision)
+    if formats.detect(path) is formats.Format.NATIVE:
+        return _load_native(path)
     from wafergpt.backends.torch_eager import TorchEager
     from wafergpt.model.gpt import GPT
 
-    checkpoint = load_checkpoint(Path(directory), groups=["model"])
+    stored = formats.read(path, mup_logit_scale=mup_logit_scale).model
+    if stored.tokenizer is None:
+        raise CheckpointError(f"'{model}' holds no tokenizer")
+    return LoadedModel(
+        config=stored.config,
+        tokenizer=stored.tokenizer,
+        backend=TorchEager(GPT.from_stored(stored)),
+        checkpoint_path=path,
+        step=None,
+        notes=stored.notes,
+    )
+
+
+def _load_native(directory: Path) -> LoadedModel:
+    from wafergpt.backends.torch_eager import TorchEager
+    from wafergpt.model.gpt import GPT
+
+    checkpoint = load_checkpoint(directory, groups=["model"])
     if "tokenizer.json" not in checkpoint.blobs:
         raise CheckpointError(f"checkpoint '{checkpoint.path}' holds no tokenizer")
     model = GPT.from_checkpoint(checkpoint)
@@ -90,7 +120,7 @@ def load(directory: Path | str) -> LoadedModel:
 def generate(
     model: LoadedModel | Path | str, prompt: str, sampling: SamplingConfig | None = None, **options: Any
 ) -> Generation:
-    """Continue `prompt` with a loaded model or the one in a folder.
+    """Continue `prompt` with a loaded model or what `load` takes.
 
     Give a `SamplingConfig`, or its fields as options: temperature, top_k, top_p, seed, stop,
     max_new_tokens. Raises ConfigError for an unknown option or a prompt that leaves no room in the

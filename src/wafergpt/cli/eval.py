@@ -10,7 +10,9 @@ import typer
 
 
 def eval(
-    model: Annotated[Path, typer.Option(help="Run folder, or one checkpoint folder.")] = ...,  # type: ignore[assignment]
+    model: Annotated[
+        Path, typer.Option(help="Run, checkpoint or Hugging Face folder, hub name, .gguf or .mdl file.")
+    ] = ...,  # type: ignore[assignment]
     data: Annotated[
         list[Path],
         typer.Option(
@@ -39,6 +41,8 @@ def eval(
     loaded = api.load(model)
     for skipped in loaded.skipped:
         print(f"note: skipped checkpoint '{skipped.path}': {skipped.reason}", file=sys.stderr)
+    for note in loaded.notes:
+        print(f"note: {note}", file=sys.stderr)
     report = api.evaluate(loaded, data, seq_len=seq_len, stride=stride, baselines=baselines)
     if baselines and len(report.rows) == 2:
         print("note: n-gram baselines need a prepared folder, for its training text", file=sys.stderr)

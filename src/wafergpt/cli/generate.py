@@ -18,7 +18,9 @@ def generate(
             help="Text to continue; '-' reads it from standard input; empty starts a new document."
         ),
     ] = "",
-    model: Annotated[Path, typer.Option(help="Run folder, or one checkpoint folder.")] = ...,  # type: ignore[assignment]
+    model: Annotated[
+        Path, typer.Option(help="Run, checkpoint or Hugging Face folder, hub name, .gguf or .mdl file.")
+    ] = ...,  # type: ignore[assignment]
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 128,
     temperature: Annotated[
         float | None, typer.Option(help="Below 1 safer, above 1 wilder; 0 is greedy.", show_default="1.0")
@@ -54,6 +56,8 @@ def generate(
     loaded = api.load(model)
     for skipped in loaded.skipped:
         print(f"note: skipped checkpoint '{skipped.path}': {skipped.reason}", file=sys.stderr)
+    for note in loaded.notes:
+        print(f"note: {note}", file=sys.stderr)
     pieces = loaded.stream(text, sampling)
     window_full = False
     try:

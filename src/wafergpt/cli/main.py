@@ -37,6 +37,8 @@ VERBS: dict[str, Verb] = {
     "train": Verb(help="Pre-train a model into a run directory, or resume the run found there."),
     "generate": Verb(help="Continue a prompt with a trained model, streaming the text."),
     "eval": Verb(help="Measure nats per token, perplexity and bits per byte on a text."),
+    "convert": Verb(help="Write a checkpoint in another format, and prove that it is the same model."),
+    "verify": Verb(help="Compare two checkpoints, or engines running them, logit by logit."),
     "doctor": Verb(help="Say what this machine and installation have, and what is missing."),
 }
 

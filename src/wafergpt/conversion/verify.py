@@ -1,0 +1,84 @@
+"""Compare any two models: files of any readable format, hub names, or other engines running their files.
+
+A side is written as a path or hub name (run by our reference), `transformers:PATH` or `llama.cpp:FILE.gguf`.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+
+from wafergpt.checkpoints.huggingface.config import MissingScale
+from wafergpt.conversion.formats import locate, read, sha256_of
+from wafergpt.conversion.proof import ENGINE, EXACT, OurModel, asked_for, tokenizer_problems, versions
+from wafergpt.engines import LlamaCppEngine, TransformersEngine
+from wafergpt.evaluation.certificate import Certificate, Subject
+from wafergpt.evaluation.parity import LogitSource, answer, battery, compare
+from wafergpt.tokenizer.bpe import Tokenizer
+
+_ENGINES = {"transformers": "transformers", "llama.cpp": "xllamacpp"}  # prefix -> the package that runs it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One model ready to be asked, with what must be known of it afterwards."""
+
+    source: LogitSource
+    subject: Subject
+    tokenizer: Tokenizer | None  # None for an engine too: it is compared by token ids
+    packages: tuple[str, ...] = ()
+
+
+def split_engine(name: str) -> tuple[str, str]:
+    """`transformers:PATH` -> ("transformers", "PATH"); a name without a known engine -> ("", name)."""
+    engine, colon, rest = name.partition(":")
+    return (engine, rest) if colon and engine in _ENGINES else ("", name)
+
+
+def open_side(name: str, *, mup_logit_scale: MissingScale | str | None = None) -> Side:
+    """Load what `name` says. Raises what `formats.read` raises, MissingDependencyError for an engine."""
+    engine, rest = split_engine(name)
+    path = locate(rest)
+    if not engine:
+        opened = read(path, mup_logit_scale=mup_logit_scale)
+        subject = Subject(
+            name=path.resolve().name, format=opened.format.value, sha256=sha256_of(opened.files)
+        )
+        return Side(source=OurModel(opened.model, rest), subject=subject, tokenizer=opened.model.tokenizer)
+    files = tuple(sorted(path.glob("*.safetensors"))) if path.is_dir() else (path,)
+    subject = Subject(name=path.resolve().name, format=engine, sha256=sha256_of(files))
+    source = TransformersEngine(path) if engine == "transformers" else LlamaCppEngine(path)
+    return Side(source=source, subject=subject, tokenizer=None, packages=(_ENGINES[engine],))
+
+
+def verify(
+    a: str, b: str, *, max_kl: float | None = None, mup_logit_scale: MissingScale | str | None = None
+) -> Certificate:
+    """Ask both the same and compare; the certificate's verdict says whether they are the same model.
+
+    The bound is float32's (`EXACT`), that of another engine's log-probabilities (`ENGINE`) where logits are
+    not to be had, or a mean KL of `max_kl` nats. Raises ConfigError when vocabularies or windows do not fit
+    together; what `open_side` raises.
+    """
+    first = open_side(a, mup_logit_scale=mup_logit_scale)
+    prompts = battery(first.tokenizer, first.source.vocab_size, first.source.max_seq_len)
+    answers_a = answer(first.source, prompts)
+    subject, tokenizer, packages = first.subject, first.tokenizer, first.packages
+    del first  # the second is loaded into the room the first leaves
+    gc.collect()
+    second = open_side(b, mup_logit_scale=mup_logit_scale)
+    found = compare(answers_a, answer(second.source, prompts))
+    bounds = EXACT if found.compared == "logits" else ENGINE
+    if max_kl is not None:
+        bounds = asked_for(max_kl)
+    problems = bounds.misses(found)
+    if tokenizer is not None and second.tokenizer is not None:
+        problems += tokenizer_problems(tokenizer, second.tokenizer)
+    return Certificate(
+        source=subject,
+        target=second.subject,
+        found=found,
+        bounds=bounds,
+        problems=tuple(problems),
+        versions=versions(*packages, *second.packages),
+    )
