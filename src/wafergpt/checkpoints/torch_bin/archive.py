@@ -93,7 +93,7 @@ def _end(data: memoryview) -> tuple[int, int, int]:
     locator = tail - _LOCATOR.size
     if locator >= 0 and bytes(data[locator : locator + 4]) == b"PK\x06\x07":
         _, disk64, end64, n_disks = _LOCATOR.unpack_from(data, locator)
-        if disk64 or n_disks > 1 or not 0 <= end64 <= locator - _END64.size:
+        if disk64 or n_disks != 1 or not 0 <= end64 <= locator - _END64.size:
             refuse("has a zip64 end that is not in it")
         magic, size, _, _, disk, first_disk, n_here, n_records, n_bytes, begin = _END64.unpack_from(
             data, end64

@@ -13,12 +13,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from torch_bin_lab import LAYOUTS, archive, same, saved, varied_state
+from torch_bin_lab import LAYOUTS, archive, loaded_by_torch, same, saved, varied_state
+from wafergpt.assets.fetch import fetch
 from wafergpt.checkpoints.torch_bin import convert
 from wafergpt.checkpoints.torch_bin.convert import bin_to_safetensors
 from wafergpt.checkpoints.untrusted.folder import UntrustedFolder
 from wafergpt.checkpoints.untrusted.shards import open_tensors
-from wafergpt.errors import CheckpointError, ConfigError, StorageError
+from wafergpt.errors import AssetError, CheckpointError, ConfigError, StorageError
 
 SMALL = {"wte.weight": torch.arange(6.0).reshape(2, 3)}
 
@@ -59,6 +60,19 @@ def test_one_file_under_any_name_is_converted(tmp_path: Path) -> None:
     bin_to_safetensors(source / "old.pt", tmp_path / "target")
     assert same(safetensors.torch.load_file(tmp_path / "target" / "model.safetensors"), SMALL)
     assert (tmp_path / "target" / "config.json").exists()
+
+
+@pytest.mark.assets
+def test_a_real_file_of_others_is_read_to_the_bit(tmp_path: Path) -> None:
+    """microformer-mgm 0.5.8: written on a GPU, its head and its embedding one storage."""
+    try:
+        published = fetch("microformer-mgm")
+    except AssetError as error:
+        pytest.skip(str(error))
+    bin_to_safetensors(published, tmp_path / "target")
+    ours = safetensors.torch.load_file(tmp_path / "target" / "model.safetensors")
+    assert len(ours) == 101
+    assert same(ours, loaded_by_torch((published / "pytorch_model.bin").read_bytes()))
 
 
 def sharded(parent: Path, weight_map: dict[str, str]) -> Path:
@@ -118,6 +132,15 @@ def test_over_its_memory_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"needs over 4\.0 MiB of memory to read"):
         bin_to_safetensors(source, tmp_path / "target", memory_bytes=4 * 2**20)
     assert_nothing_left(source)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """48 MiB, half of them read against the grain, with 16 to spend: pieces of 4 and the table."""
+    whole = torch.arange(6 * 2**20, dtype=torch.float32).reshape(2048, -1)
+    state = {"plain": whole, "turned": whole.T.contiguous().T}
+    source = folder_with(tmp_path, pytorch_model__bin=saved(state))
+    bin_to_safetensors(source, tmp_path / "target", memory_bytes=16 * 2**20)
+    assert same(safetensors.torch.load_file(tmp_path / "target" / "model.safetensors"), state)
 
 
 @pytest.mark.parametrize(
