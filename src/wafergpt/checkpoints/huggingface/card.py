@@ -36,10 +36,10 @@ class CardFacts:
 def model_card(model: StoredModel, facts: CardFacts, *, name: str, dtype: str) -> str:
     """The README.md of a published folder; `name` is the heading where `facts` has none."""
     config = model.config
-    title = facts.name or name
+    title = " ".join((facts.name or name).split())
     parts = [
         _front_matter(facts, title),
-        f"# {title}",
+        f"# {_cell(title)}",
         "A GPT-2 model in the standard Hugging Face layout, written by wafergpt. "
         "Any program that reads `GPT2LMHeadModel` runs it.",
         "## Shape",

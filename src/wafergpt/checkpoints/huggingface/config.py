@@ -61,7 +61,7 @@ def from_hf(
     reader = _Reader(document)
     dialect = reader.value("model_type", None)
     if dialect not in ("gpt2", "btlm"):
-        reader.refuse(f"model_type is {dialect!r}; only 'gpt2' and 'btlm' (muP Cerebras-GPT) are read")
+        reader.refuse(f"model_type is {shown(dialect)}; only 'gpt2' and 'btlm' (muP Cerebras-GPT) are read")
     notes = reader.check_keys(dialect)
     shape = {ours: reader.size(theirs) for ours, theirs in _SHAPE.items()}
     n_inner = reader.size("n_inner") if document.get("n_inner") is not None else None
@@ -211,7 +211,11 @@ def _with_mup(
     reader: _Reader, config: GPTConfig, missing: MissingScale | str | None
 ) -> tuple[GPTConfig, list[str]]:
     """`config` with a BTLM config's constants: logits x alpha x width, embeddings x e, scores / d_head."""
-    present = {ours: name for ours, names in MUP_NAMES.items() for name in names if name in reader.document}
+    present: dict[str, str] = {}
+    for ours, names in MUP_NAMES.items():
+        for name in names:
+            if name in reader.document and present.setdefault(ours, name) != name:
+                reader.refuse(f"{present[ours]} and {name} are two names of one thing; which one is meant?")
 
     def number(ours: str) -> float:  # every one of them is 1 when left out
         return reader.number(present[ours], 1.0) if ours in present else 1.0

@@ -98,7 +98,7 @@ def _arrays(
     try:
         found = layout(config, {name: tensors.shape(name) for name in tensors.names})
     except CheckpointError as error:
-        raise CheckpointError(f"{folder.path}: {error}") from None
+        raise CheckpointError(f"{folder.path}/{tensors.main}: {error}") from None
     notes = list(found.notes)
     kinds = {tensors.dtype_name(name) for name in found.sources.values()}
     for name in found.sources.values():
@@ -141,8 +141,8 @@ def _vocabulary_notes(folder: UntrustedFolder, config: GPTConfig, tokenizer: Tok
     largest = max(index for token, index in entries.items() if token not in special)
     if largest >= config.vocab_size:
         raise CheckpointError(
-            f"{folder.path}: the tokenizer has ids up to {largest}, the model {config.vocab_size} rows; "
-            "they do not belong together"
+            f"{folder.path}/{CONFIG_NAME}: the model has {config.vocab_size} rows, the tokenizer ids up to "
+            f"{largest}; they do not belong together"
         )
     if tokenizer.vocab_size > config.vocab_size:
         return (f"the tokenizer's special tokens from id {config.vocab_size} on have no embedding",)

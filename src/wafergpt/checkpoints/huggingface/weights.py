@@ -110,7 +110,8 @@ def _serialized(
             raise CheckpointError(f"weight '{name}' has shape {array.shape}, the config says {shape}")
         for block in _row_blocks(array.T if is_transposed(name) else array):
             yield _narrowed(name, block, dtype).view(np.uint8).reshape(-1).data
-        del array  # before the next one is made
+        del array, block  # before the next one is made
+        yield memoryview(b"")  # so that the writer lets the last block go too
 
 
 def _row_blocks(array: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
