@@ -22,10 +22,7 @@ def convert(
         typer.Argument(help="What to write: a new folder, a .gguf or .mdl file; a .yaml for a .yaml."),
     ],
     to: Annotated[
-        str | None,
-        typer.Option(
-            help="huggingface, native, gguf or mdl.", show_default="by the suffix; a folder is huggingface"
-        ),
+        str | None, typer.Option(help="huggingface, native, gguf or mdl.", show_default="by the suffix")
     ] = None,
     dtype: Annotated[str, typer.Option(help="f32, f16, bf16; for GGUF also q8_0, q4_0.")] = "f32",
     revision: Annotated[
@@ -36,24 +33,16 @@ def convert(
     ] = None,
     accept_gelu: Annotated[
         bool,
-        typer.Option(
-            "--accept-gelu", help="Write a GGUF even if llama.cpp's tanh GELU changes the model noticeably."
-        ),
+        typer.Option("--accept-gelu", help="GGUF even if tanh GELU for erf changes the model noticeably."),
     ] = False,
     tokenizer: Annotated[
-        str | None,
-        typer.Option(help="For a source without one: gpt2, or a tokenizer.json or the folder it is in."),
+        str | None, typer.Option(help="For a source without one: gpt2, or a tokenizer.json or its folder.")
     ] = None,
     max_kl: Annotated[
-        float | None,
-        typer.Option(
-            help="Accept rounded weights up to this mean KL in nats.", show_default="derived from --dtype"
-        ),
+        float | None, typer.Option(help="Bound in nats for rounded weights.", show_default="derived")
     ] = None,
     max_shard_gb: Annotated[float, typer.Option(help="Largest safetensors file, in 10^9 bytes.")] = 50.0,
-    data: Annotated[
-        Path | None, typer.Option(help="Prepared folder that the run configs of a .yaml shall use.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Prepared folder for the run configs of a .yaml.")] = None,
 ) -> None:
     """Write SOURCE as TARGET, read it back, compare it, and keep it only if it is the same model."""
     if Path(source).suffix in (".yaml", ".yml"):

@@ -93,7 +93,7 @@ class _Reference:
 
     subject: Subject
     config: GPTConfig  # as the target computes it
-    shell: StoredModel  # without arrays: tokenizer, template, notes
+    kept: StoredModel  # without arrays: tokenizer, template, notes
     prompts: tuple[Prompt, ...]
     answers: Answers
     departures: tuple[Departure, ...]
@@ -196,7 +196,7 @@ def _write(opened: Opened, name: str, written: Path, to: Format, options: Option
     reference = _Reference(
         subject=Subject(name=name, format=opened.format, sha256=sha256_of(opened.files)),
         config=config,
-        shell=replace(stored, arrays={}),
+        kept=replace(stored, arrays={}),
         prompts=prompts,
         answers=answers,
         departures=tuple(departures),
@@ -215,13 +215,8 @@ def _write(opened: Opened, name: str, written: Path, to: Format, options: Option
 
 
 def _as_held(model: StoredModel, to: Format) -> StoredModel:
-    """What of `model` the format has a place for; what it has none for is in the notes."""
-    if to is Format.NATIVE:
-        return model
-    if to is Format.MODEL_ZOO:
-        notes = (*model.notes, "a .mdl file holds no tokenizer and no chat template")
-        return replace(model, tokenizer=None, chat_template=None, notes=notes)
-    return fold(model)
+    """`model` as the format can say it: only ours and the Model Zoo's have muP."""
+    return model if to in (Format.NATIVE, Format.MODEL_ZOO) else fold(model)
 
 
 def _gelu_departure(found: Comparison, options: Options, tell: Tell) -> Departure:
@@ -248,7 +243,7 @@ def _stored_types(config: GPTConfig, to: Format, dtype: DType) -> dict[str, Sequ
 def _prove(reference: _Reference, written: Path, to: Format, options: Options) -> Certificate:
     """Read the result back as a stranger would and hold it against the source."""
     opened = read(written)
-    back, shell = opened.model, reference.shell
+    back, kept = opened.model, reference.kept
     if to is Format.GGUF:  # what llama.cpp will compute, whatever the file says of the training
         back = replace(back, config=replace(back.config, activation=Activation.GELU_TANH))
     checked = check_digests(reference.digests, back.arrays, options.dtype.tensor_type)
@@ -258,8 +253,8 @@ def _prove(reference: _Reference, written: Path, to: Format, options: Options) -
         *config_problems(reference.config, back.config),
         *(f"weight '{name}' was read back changed" for name in checked.wrong[:3]),
         *bounds.misses(found),
-        *tokenizer_problems(shell.tokenizer, back.tokenizer),
-        *(["the chat template was read back changed"] if shell.chat_template != back.chat_template else []),
+        *tokenizer_problems(kept.tokenizer, back.tokenizer),
+        *(["the chat template was read back changed"] if kept.chat_template != back.chat_template else []),
     ]
     return Certificate(
         source=reference.subject,
@@ -269,7 +264,7 @@ def _prove(reference: _Reference, written: Path, to: Format, options: Options) -
         arrays=checked,
         departures=reference.departures,
         problems=tuple(problems),
-        notes=shell.notes,
+        notes=kept.notes,
         versions=versions(*_LIBRARIES.get(to, ())),
     )
 
