@@ -7,7 +7,7 @@ tokens are taken from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 from typing import Any, NoReturn
 
 from tokenizers import models
@@ -15,7 +15,7 @@ from tokenizers import models
 from wafergpt.errors import DataError, did_you_mean, shown
 from wafergpt.tokenizer.bpe import END_OF_TEXT, Tokenizer, byte_alphabet, byte_level
 
-MAX_ENTRIES = 1 << 18  # five times GPT-2's 50,257; the library takes some 300 bytes per entry
+MAX_ENTRIES = 100_000  # twice GPT-2's 50,257
 MAX_TOKEN_CHARS = 1024  # GPT-2's longest entry has 128
 MAX_SPECIAL = 1024
 _MAX_SPECIAL_CHARS = 256
@@ -50,11 +50,13 @@ _TOP = (
 )
 
 
-def tokenizer_from_form(form: Mapping[str, Any]) -> tuple[Tokenizer, tuple[str, ...]]:
+def tokenizer_from_form(form: dict[str, Any]) -> tuple[Tokenizer, tuple[str, ...]]:
     """A tokenizer built anew from the parsed `tokenizer.json`, and notes on what was left out of it.
 
+    Takes vocabulary and merges out of `form`, so that they are not held twice.
+
     Raises DataError with the rule (without the file) for anything that would encode otherwise than GPT-2 or
-    does not fit together: see `tokenizer_from_tables`.
+    does not fit together: see `_built`.
     """
     _known("tokenizer", form, _TOP)
     notes = []
@@ -68,34 +70,41 @@ def tokenizer_from_form(form: Mapping[str, Any]) -> tuple[Tokenizer, tuple[str, 
             notes.append(f"the tokenizer's {name} was dropped; texts are encoded whole")
     notes += _post_processor(form.get("post_processor"))
     model = _table("model", form)
-    rest = {name: value for name, value in model.items() if name not in ("vocab", "merges")}
-    _allow("model", rest, _MODEL, needs=("type",))
-    special = _special(form.get("added_tokens"))
-    return tokenizer_from_tables(model.get("vocab"), model.get("merges"), special), tuple(notes)
+    vocabulary, merges = model.pop("vocab", None), model.pop("merges", None)
+    _allow("model", model, _MODEL, needs=("type",))
+    tables = {"vocabulary": vocabulary, "merges": merges, "special": _special(form.get("added_tokens"))}
+    del vocabulary, merges
+    return _built(tables), tuple(notes)
 
 
 def tokenizer_from_files(vocabulary: Mapping[str, Any], merges: str, added: Mapping[str, Any]) -> Tokenizer:
     """From a parsed `vocab.json`, the text of `merges.txt` and a parsed `added_tokens.json` ({} if none).
 
-    Added tokens become special tokens. Raises DataError as `tokenizer_from_tables`.
+    Added tokens become special tokens. Raises DataError as `_built`.
     """
+    if merges.count("\n") > MAX_ENTRIES + 1:
+        _refuse(f"it has over {MAX_ENTRIES} merges")
     lines = merges.split("\n")
     if lines[0].startswith("#version"):
         lines = lines[1:]
     special = dict(added)
     if END_OF_TEXT in vocabulary:
         special.setdefault(END_OF_TEXT, vocabulary[END_OF_TEXT])
-    return tokenizer_from_tables(vocabulary, [line for line in lines if line], special)
+    pairs = [line for line in lines if line]
+    return _built({"vocabulary": vocabulary, "merges": pairs, "special": special})
 
 
-def tokenizer_from_tables(vocabulary: Any, merges: Any, special: Special) -> Tokenizer:
+def _built(tables: dict[str, Any]) -> Tokenizer:
     """The tokenizer of a vocabulary (entry -> id), merges ("a b" or [a, b]) and special tokens (text -> id).
+
+    Empties `tables`: each costs tens of MB, and is let go as soon as the next form of it is made.
 
     Raises DataError unless: the ids of all entries are 0, 1, ... without a gap; ordinary entries are spelt in
     GPT-2's 256 stand-in characters; parts and result of every merge are ordinary entries, no merge appears
     twice; no special token is one that text can produce; `<|endoftext|>` is special; sizes are within limits.
     """
-    entries = _vocabulary(vocabulary, special)
+    entries, special = tables.pop("vocabulary"), tables.pop("special")
+    _check_vocabulary(entries, special)
     ordinary = entries.keys() - special.keys()
     alphabet = byte_alphabet().keys()
     for entry in ordinary:
@@ -105,17 +114,19 @@ def tokenizer_from_tables(vocabulary: Any, merges: Any, special: Special) -> Tok
         _refuse(f"the special token {shown(text)} is one of the 256 byte entries")
     if not ordinary >= alphabet:
         _refuse("it lacks some of the 256 byte entries, so it cannot encode every text")
-    pairs = _merges(merges, ordinary)
+    pairs = _merges(tables.pop("merges"), ordinary)
+    model = models.BPE(vocab=entries, merges=pairs)
+    del entries, ordinary, pairs
     order = sorted(special, key=special.__getitem__)
-    tokenizer = Tokenizer(byte_level(models.BPE(vocab=entries, merges=pairs), special=order))
+    tokenizer = Tokenizer(byte_level(model, special=order), is_ours=True)
     for text, token_id in special.items():
         if tokenizer.inner.token_to_id(text) != token_id:
             _refuse(f"the special token {shown(text)} cannot have the id {token_id}")
     return tokenizer
 
 
-def _vocabulary(vocabulary: Any, special: Special) -> dict[str, int]:
-    """The entries of the BPE model itself, checked together with the special tokens."""
+def _check_vocabulary(vocabulary: Any, special: Special) -> None:
+    """The rules on the BPE model's own entries together with the special tokens."""
     if not isinstance(vocabulary, Mapping) or not vocabulary:
         _refuse("its vocabulary is not a table of entries and ids")
     if len(vocabulary) > MAX_ENTRIES:
@@ -135,19 +146,19 @@ def _vocabulary(vocabulary: Any, special: Special) -> dict[str, int]:
     for text, token_id in special.items():
         if vocabulary.get(text, token_id) != token_id:
             _refuse(f"the special token {shown(text)} has another id in the vocabulary")
-    together = {**vocabulary, **special}
-    owners: dict[int, str] = {}
-    for entry, token_id in together.items():
-        if type(token_id) is not int or not 0 <= token_id < len(together):
-            _refuse(f"the id of {shown(entry)} is {shown(token_id)}; {len(together)} entries count from 0")
-        if owners.setdefault(token_id, entry) != entry:
-            _refuse(f"{shown(entry)} and {shown(owners[token_id])} have the same id {token_id}")
-    return dict(vocabulary)
+    new = [(text, token_id) for text, token_id in special.items() if text not in vocabulary]
+    n_entries = len(vocabulary) + len(new)
+    taken = bytearray(n_entries)
+    for entry, token_id in [*vocabulary.items(), *new]:
+        if type(token_id) is not int or not 0 <= token_id < n_entries:
+            _refuse(f"the id of {shown(entry)} is {shown(token_id)}; {n_entries} entries count from 0")
+        if taken[token_id]:
+            _refuse(f"{shown(entry)} and another entry have the same id {token_id}")
+        taken[token_id] = 1
 
 
-def _merges(merges: Any, ordinary: Iterable[str]) -> list[tuple[str, str]]:
+def _merges(merges: Any, ordinary: Set[str]) -> list[tuple[str, str]]:
     """The pairs in their order. A result is longer than its parts, so merges cannot go round in a circle."""
-    known = set(ordinary)
     if not isinstance(merges, list):
         _refuse("its merges are not a list")
     if len(merges) > MAX_ENTRIES:
@@ -158,7 +169,7 @@ def _merges(merges: Any, ordinary: Iterable[str]) -> list[tuple[str, str]]:
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and p for p in parts):
             _refuse(f"the merge {shown(merge)} is not a pair of entries")
         pair = (parts[0], parts[1])
-        if not known >= {*pair, pair[0] + pair[1]}:
+        if not ordinary >= {*pair, pair[0] + pair[1]}:
             _refuse(f"the merge {shown(merge)} uses or makes something that is not an ordinary entry")
         if pair in pairs:
             _refuse(f"the merge {shown(merge)} appears twice")
@@ -211,14 +222,15 @@ def _allow(
     needs: tuple[str, ...] = (),
 ) -> None:
     """Refuse a key that is not in `allowed`, a value that is not among its values, and a missing key."""
-    _known(name, form, tuple(allowed))
     for key in needs:
         if key not in form:
             _refuse(f"its {name} has no {key}")
-    for key, value in form.items():
+    for key in [key for key in allowed if key in form]:  # the type comes first, which explains the most
+        value = form[key]
         if not any(value is one or (type(value) is type(one) and value == one) for one in allowed[key]):
             values = " or ".join(repr(one) for one in allowed[key])
             _refuse(f"its {name} has {key} {shown(value)}; GPT-2's kind has {values}")
+    _known(name, form, tuple(allowed))
 
 
 def _known(name: str, form: Mapping[str, Any], keys: tuple[str, ...]) -> None:

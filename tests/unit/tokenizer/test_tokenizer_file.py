@@ -180,11 +180,11 @@ def test_a_file_that_lacks_a_byte_is_refused(form: Form) -> None:
 def test_too_much_is_refused(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_file, "MAX_ENTRIES", 263)
     with pytest.raises(DataError, match="264 entries, over the limit of 263"):
-        tokenizer_from_form(form)
+        tokenizer_from_form(copy.deepcopy(form))
     monkeypatch.setattr(tokenizer_file, "MAX_ENTRIES", 264)
     form["model"]["merges"] *= 100
     with pytest.raises(DataError, match="merges, over the limit"):
-        tokenizer_from_form(form)
+        tokenizer_from_form(copy.deepcopy(form))
     monkeypatch.setattr(tokenizer_file, "MAX_SPECIAL", 0)
     with pytest.raises(DataError, match="1 special tokens, over the limit"):
         tokenizer_from_form(form)

@@ -26,6 +26,7 @@ class AllTensors:
         """`files` maps a file's name to its tensors; no tensor may be in two of them."""
         self._home = {name: mapped for mapped in files.values() for name in mapped.entries}
         self.files = tuple(files)
+        self.main = SINGLE_NAME if self.files == (SINGLE_NAME,) else INDEX_NAME  # the one that names them all
 
     @property
     def names(self) -> tuple[str, ...]:

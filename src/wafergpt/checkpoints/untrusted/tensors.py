@@ -99,18 +99,15 @@ def map_tensors(folder: UntrustedFolder, name: str) -> MappedTensors:
     not fit; a name that is not letters, digits and `_.-`); StorageError when the system cannot map it.
     """
     file = folder.open(name)
-    prefix = bytearray(min(LENGTH_BYTES, file.size_bytes))
-    file.read_at(0, memoryview(prefix))
-    text = bytearray(header_length(bytes(prefix), file.size_bytes, file.label))
-    file.read_at(LENGTH_BYTES, memoryview(text))
+    prefix = file.read(0, min(LENGTH_BYTES, file.size_bytes))
+    text = file.read(LENGTH_BYTES, header_length(prefix, file.size_bytes, file.label))
     data_start = LENGTH_BYTES + len(text)
-    entries = parse_table(bytes(text), file.size_bytes - data_start, file.label, DTYPES_WITH_BF16)
+    entries = parse_table(text, file.size_bytes - data_start, file.label, DTYPES_WITH_BF16)
     if len(entries) > MAX_TENSORS:
         file.refuse(f"has {len(entries)} tensors, over the limit of {MAX_TENSORS}")
     for entry in entries:
         if not _NAME.fullmatch(entry.name) or ".." in entry.name:
             file.refuse(f"{shown(entry.name)} is not the name of a tensor (letters, digits, '_', '.', '-')")
-    file.check_unchanged()
     return MappedTensors(file, entries, data_start)
 
 
@@ -119,6 +116,7 @@ def _map(file: OpenFile) -> npt.NDArray[np.uint8]:
         # Copy-on-write: writable for training in place, while the file stays as it is.
         region = mmap.mmap(file.handle, file.size_bytes, access=mmap.ACCESS_COPY)
     except (OSError, ValueError, OverflowError) as error:
+        file.check_unchanged()
         reason = getattr(error, "strerror", None) or error
         raise StorageError(f"{file.label}: cannot be mapped into memory: {reason}") from None
     return np.frombuffer(region, np.uint8)

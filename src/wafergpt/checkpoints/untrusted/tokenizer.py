@@ -16,7 +16,7 @@ MERGES_NAME = "merges.txt"
 ADDED_NAME = "added_tokens.json"
 SETTINGS_NAME = "tokenizer_config.json"
 MAX_TOKENIZER_BYTES = 16 * MIB  # GPT-2's has 1.4 MB in the old form, 3.5 MB in Transformers 5's
-MAX_TOKENIZER_VALUES = 1_500_000  # 2^18 entries (name and id) and as many merges as pairs are 1.3 million
+MAX_TOKENIZER_VALUES = 510_000  # 100,000 entries (name and id) and as many merges as pairs
 
 
 def read_tokenizer(folder: UntrustedFolder) -> tuple[Tokenizer | None, tuple[str, ...]]:
@@ -28,10 +28,9 @@ def read_tokenizer(folder: UntrustedFolder) -> tuple[Tokenizer | None, tuple[str
     name the file and the rule.
     """
     if folder.has(FORM_NAME):
-        form = _read_json(folder, FORM_NAME)
         _check_settings(folder)
         try:
-            return tokenizer_from_form(form)
+            return tokenizer_from_form(_read_json(folder, FORM_NAME))
         except DataError as error:
             raise DataError(f"{folder.path}/{FORM_NAME}: {error}") from None
     if not folder.has(VOCABULARY_NAME) or not folder.has(MERGES_NAME):
@@ -46,7 +45,8 @@ def read_tokenizer(folder: UntrustedFolder) -> tuple[Tokenizer | None, tuple[str
     try:
         return tokenizer_from_files(vocabulary, merges, added), ()
     except DataError as error:
-        raise DataError(f"{folder.path}/{VOCABULARY_NAME} with {MERGES_NAME}: {error}") from None
+        files = f"{VOCABULARY_NAME} with {MERGES_NAME}" + (f" and {ADDED_NAME}" if added else "")
+        raise DataError(f"{folder.path}/{files}: {error}") from None
 
 
 def _read_json(folder: UntrustedFolder, name: str) -> dict[str, Any]:

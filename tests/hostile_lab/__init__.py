@@ -1,0 +1,1 @@
+"""Hostile model folders: built by a script, loaded in confined children that report what happened."""
