@@ -19,6 +19,9 @@ from wafergpt.ops.reference import AdamWStep
 
 # Rows of the head that are in memory at once: at V = 50257 the bfloat16 logits then take 206 MB.
 HEAD_CHUNK_ROWS = 2048
+GRADIENT_ROWS = (
+    8192  # outputs whose int8 gradients exist at once: 16 MB at 2,048 tokens, not 100 for the head
+)
 
 # Terms an int8 product can sum exactly in int32: 127 * 255 * terms < 2^31 (kernels/cpu/int8_gemm.cpp).
 MAX_INT8_TERMS = 66_000
@@ -220,18 +223,19 @@ class Int8Rows:
 
     @classmethod
     def of_transposed(cls, x: Tensor, depth: int) -> Int8Rows:
-        """x [K, M] bfloat16 -> its M columns as rows, rounded stochastically."""
+        """x [K, M] bfloat16 (rows may lie apart) -> its M columns as rows, rounded stochastically."""
         k, m = x.shape
         rows = cls(torch.empty(m, depth, dtype=torch.int8), torch.empty(m), torch.empty(m, dtype=torch.int32))
         _kernels().wg_int8_quantize_transposed(
-            _pointer(x), *rows._pointers(), ctypes.c_int64(k), ctypes.c_int64(m), ctypes.c_int64(depth)
-        )
+            _pointer(x), *rows._pointers(),
+            ctypes.c_int64(k), ctypes.c_int64(m), ctypes.c_int64(x.stride(0)), ctypes.c_int64(depth),
+        )  # fmt: skip
         return rows
 
-    def times(self, weight: Int8Weight, bias: Tensor | None = None) -> Tensor:
-        """[M, n_out] bfloat16."""
+    def times(self, weight: Int8Weight, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """[M, n_out] bfloat16, in `out` (contiguous) if given."""
         m, n_out = self.scales.shape[0], weight.scales.shape[0]
-        out = torch.empty(m, n_out, dtype=torch.bfloat16)
+        out = torch.empty(m, n_out, dtype=torch.bfloat16) if out is None else out
         _kernels().wg_int8_gemm(
             *self._pointers(), _pointer(weight.panels), _pointer(weight.scales), _pointer(bias),
             _pointer(out), ctypes.c_int64(m), ctypes.c_int64(n_out), ctypes.c_int64(weight.depth),
@@ -255,7 +259,11 @@ def int8_product(
 def int8_weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     """dy [N, O]^T @ x [N, I] -> [O, I] bfloat16; one scale a column of each."""
     packed = Int8Weight.pack_transposed(x)
-    return Int8Rows.of_transposed(dy, packed.depth).times(packed)
+    dweight = torch.empty(dy.shape[1], x.shape[1], dtype=torch.bfloat16)
+    for first in range(0, dy.shape[1], GRADIENT_ROWS):
+        outputs = slice(first, first + GRADIENT_ROWS)
+        Int8Rows.of_transposed(dy[:, outputs], packed.depth).times(packed, out=dweight[outputs])
+    return dweight
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -275,20 +283,20 @@ class LinearCrossEntropy(torch.autograd.Function):
         losses = torch.empty(n)
         dhidden = torch.empty_like(hidden)
         dweight: Tensor | None = None
-        packed = (Int8Weight.pack(weight), Int8Weight.pack_transposed(weight)) if int8 else None
+        # A packed weight is made anew for every chunk: little work beside its product, and two are not kept.
         for start in range(0, n, HEAD_CHUNK_ROWS):
             rows = slice(start, min(start + HEAD_CHUNK_ROWS, n))
             block = hidden[rows]
-            logits = int8_product(block, packed[0]) if packed else block @ weight.T  # [chunk, V]
+            logits = int8_product(block, Int8Weight.pack(weight)) if int8 else block @ weight.T  # [chunk, V]
             _kernels().wg_cross_entropy_bf16(
                 _pointer(logits), _pointer(labels[rows]), _pointer(losses[rows]),
                 ctypes.c_int64(logits.shape[0]), ctypes.c_int64(vocab_size), ctypes.c_float(scale),
             )  # fmt: skip
             if not ctx.needs_input_grad[0]:
                 continue
-            part = int8_weight_gradient(logits, block) if packed else logits.T @ block  # [V, D]
-            if packed:
-                dhidden[rows] = _int8_hidden_gradient(logits, weight, labels[rows], scale, packed[1])
+            part = int8_weight_gradient(logits, block) if int8 else logits.T @ block  # [V, D]
+            if int8:
+                dhidden[rows] = _int8_hidden_gradient(logits, weight, labels[rows], scale)
             else:
                 torch.mm(logits, weight, out=dhidden[rows])
             if n <= HEAD_CHUNK_ROWS:
@@ -306,9 +314,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         return dhidden.mul_(dloss), dweight.mul_(dloss).bfloat16(), None, None, None, None
 
 
-def _int8_hidden_gradient(
-    dlogits: Tensor, weight: Tensor, labels: Tensor, scale: float, packed: Int8Weight
-) -> Tensor:
+def _int8_hidden_gradient(dlogits: Tensor, weight: Tensor, labels: Tensor, scale: float) -> Tensor:
     """dlogits @ weight with the label's term, -scale, taken out of the int8 product; overwrites dlogits."""
     n, vocab_size = dlogits.shape
     _kernels().wg_add_at_labels_bf16(
@@ -319,6 +325,7 @@ def _int8_hidden_gradient(
         ctypes.c_float(scale),
     )
     # 256 rows at a time bound the int8 copy: 13 MB at V = 50257.
+    packed = Int8Weight.pack_transposed(weight)
     product = torch.cat([int8_product(block, packed, stochastic=True) for block in torch.split(dlogits, 256)])
     own = weight.index_select(0, labels.clamp(min=0)) * ((labels >= 0)[:, None] * scale)  # [chunk, D]
     return product - own

@@ -98,7 +98,7 @@ void transpose_block(const int8_t (&source)[kPanel][kPanel], int8_t (&target)[kP
 }
 
 // One 64 x 64 square of x [m, k] at (row0, column0), quantised and transposed into q [k, padded].
-void quantize_square(const bf16* x, int8_t* q, int32_t* sums, const float* inverse, int64_t m, int64_t k,
+void quantize_square(const bf16* x, int8_t* q, int32_t* sums, const float* inverse, int64_t m, int64_t stride,
                      int64_t padded, int64_t row0, int64_t column0, int64_t columns, uint32_t seed) {
     const int64_t rows = std::min(kPanel, padded - row0), real = std::max<int64_t>(0, std::min(rows, m - row0));
     int8_t block[kPanel][kPanel], turned[kPanel][kPanel];
@@ -106,7 +106,7 @@ void quantize_square(const bf16* x, int8_t* q, int32_t* sums, const float* inver
     float factors[kPanel];
     for (int64_t i = 0; i < columns; ++i) factors[i] = inverse[i];
     for (int64_t r = 0; r < real; ++r) {
-        const bf16* in = x + (row0 + r) * k + column0;
+        const bf16* in = x + (row0 + r) * stride + column0;
         const uint32_t row_seed = seed + static_cast<uint32_t>(row0 + r) * 0x85ebca6bu;
         for (int64_t i = 0; i < columns; ++i) {
             const float raised = to_float(in[i]) * factors[i] + uniform(row_seed, static_cast<uint32_t>(column0 + i));
@@ -250,10 +250,11 @@ void wg_int8_quantize_rows(const bf16* x, int8_t* q, float* scales, int32_t* sum
                                    seed == 0 ? 0u : (seed + static_cast<uint32_t>(row) * 0x85ebca6bu) | 1u);
 }
 
-// x [m, k] bfloat16 -> its transpose q [k, padded] int8, padded >= m, one scale a column of x; stochastic.
+// x [m, k] bfloat16, rows `stride` apart -> its transpose q [k, padded] int8, padded >= m, one scale a column
+// of x; stochastic.
 void wg_int8_quantize_transposed(const bf16* x, int8_t* q, float* scales, int32_t* sums, int64_t m, int64_t k,
-                                 int64_t padded) {
-    const uint32_t seed = content_seed(x, m * k);
+                                 int64_t stride, int64_t padded) {
+    const uint32_t seed = content_seed(x, (m - 1) * stride + k);
     const int n_threads = omp_get_max_threads();
     std::vector<uint16_t> largest(static_cast<size_t>(n_threads) * k, 0);
 #pragma omp parallel
@@ -261,7 +262,7 @@ void wg_int8_quantize_transposed(const bf16* x, int8_t* q, float* scales, int32_
         uint16_t* mine = largest.data() + static_cast<size_t>(omp_get_thread_num()) * k;
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < m; ++row)
-            for (int64_t i = 0; i < k; ++i) mine[i] = std::max(mine[i], magnitude(x[row * k + i]));
+            for (int64_t i = 0; i < k; ++i) mine[i] = std::max(mine[i], magnitude(x[row * stride + i]));
 #pragma omp for schedule(static)
         for (int64_t first = 0; first < k; first += kGroup) {
             const int64_t columns = std::min(kGroup, k - first);
@@ -276,7 +277,7 @@ void wg_int8_quantize_transposed(const bf16* x, int8_t* q, float* scales, int32_
             }
             for (int64_t begin = 0; begin < padded; begin += kPanel)
                 for (int64_t c = 0; c < columns; c += kPanel)
-                    quantize_square(x, q, sums + first + c, inverse + c, m, k, padded, begin, first + c,
+                    quantize_square(x, q, sums + first + c, inverse + c, m, stride, padded, begin, first + c,
                                     std::min(kPanel, columns - c), seed);
         }
     }
