@@ -76,8 +76,8 @@ def minimal_config(folder: Path) -> None:
     """As the published Cerebras-GPT files: no architectures, ids or dtype."""
     keep = (
         "activation_function", "attn_pdrop", "embd_pdrop", "layer_norm_epsilon", "model_type", "n_embd",
-        "n_head", "n_inner", "n_layer", "n_positions", "resid_pdrop", "scale_attn_weights", "tie_word_embeddings",
-        "vocab_size",
+        "n_head", "n_inner", "n_layer", "n_positions", "resid_pdrop", "scale_attn_weights",
+        "tie_word_embeddings", "vocab_size",
     )  # fmt: skip
     document = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({name: document[name] for name in keep}))
