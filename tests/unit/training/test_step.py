@@ -217,6 +217,7 @@ def test_processes_share_each_batch_without_gap_or_overlap(
     data: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(World, "total", lambda self, values: [self.size * value for value in values])
+    monkeypatch.setattr(World, "average", lambda self, tensors: None)
     monkeypatch.setattr(World, "replicate", lambda self, module: module)
     config = tiny_config(data, batch_size=8, micro_batch_size=2)
     for n_done in range(2):
