@@ -124,18 +124,21 @@ class LlamaCppEngine:
 
     def hidden_states(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """After the final LayerNorm, [T, D]."""
-        # Only the HTTP face of the server gives them; it listens on the loopback interface.
+        body = {"content": list(token_ids), "embd_normalize": -1}  # -1: as they are
+        answer = self.request("/embedding", body)
+        if not isinstance(answer, list):
+            raise CheckpointError(f"{self.name}: no hidden states: {shown(answer)}")
+        return np.array(answer[0]["embedding"], np.float32)
+
+    def request(self, route: str, body: Mapping[str, Any]) -> Any:
+        """What the server's HTTP face, on the loopback interface, answers: some routes exist only there."""
         url = urllib.parse.urlsplit(self._server.listening_address)
         connection = http.client.HTTPConnection(url.hostname or "", url.port)
         try:
-            body = json.dumps({"content": list(token_ids), "embd_normalize": -1})  # -1: as they are
-            connection.request("POST", "/embedding", body, {"Content-Type": "application/json"})
-            answer = json.loads(connection.getresponse().read())
+            connection.request("POST", route, json.dumps(body), {"Content-Type": "application/json"})
+            return json.loads(connection.getresponse().read())
         finally:
             connection.close()
-        if not isinstance(answer, list):
-            raise CheckpointError(f"{self.name}: {answer}")
-        return np.array(answer[0]["embedding"], np.float32)
 
     def next_log_probabilities(self, token_ids: Sequence[int]) -> Logits:
         """What follows `token_ids` (fewer than fill the window), from llama.cpp's own head, [V]."""
