@@ -7,7 +7,7 @@ tokens are taken from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NoReturn
 
 from tokenizers import models
@@ -92,6 +92,13 @@ def tokenizer_from_files(vocabulary: Mapping[str, Any], merges: str, added: Mapp
         special.setdefault(END_OF_TEXT, vocabulary[END_OF_TEXT])
     pairs = [line for line in lines if line]
     return _built({"vocabulary": vocabulary, "merges": pairs, "special": special})
+
+
+def tokenizer_from_tables(
+    vocabulary: Mapping[str, Any], merges: Sequence[Any], special: Mapping[str, Any]
+) -> Tokenizer:
+    """From tables that another kind of file holds, as GGUF does. Raises DataError as `_built`."""
+    return _built({"vocabulary": vocabulary, "merges": merges, "special": special})
 
 
 def _built(tables: dict[str, Any]) -> Tokenizer:
