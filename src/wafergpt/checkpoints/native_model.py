@@ -1,4 +1,4 @@
-"""A run or checkpoint folder of ours as a `StoredModel`, and a `StoredModel` as a folder that every verb takes.
+"""A run or checkpoint folder of ours as a `StoredModel`, and a `StoredModel` as a folder for every verb.
 
 A converted model has one checkpoint, of step 0, with weights, config and tokenizer but no optimiser state.
 """
@@ -20,6 +20,7 @@ from wafergpt.tokenizer.bpe import Tokenizer
 MODEL_GROUP = "model"
 CONFIG_DOCUMENT = "config.json"
 ORIGIN_DOCUMENT = "origin.json"
+DATA_DOCUMENT = "data.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
 
 
@@ -59,16 +60,24 @@ def _chat_template(checkpoint: Checkpoint) -> str | None:
     return None if data is None else data.decode("utf-8")
 
 
+# What of a run's config says how its weights came about; where files lay and how often it logged does not.
+_FACTS = ("batch_size", "precision", "seed", "optim", "schedule")
+
+
 def _provenance(checkpoint: Checkpoint, run: Mapping[str, Any]) -> dict[str, Any]:
     origin = checkpoint.documents.get(ORIGIN_DOCUMENT)
     if isinstance(origin, dict):  # a converted model: what its source said of itself
         return origin
-    facts = {"step": checkpoint.step, "training": {k: v for k, v in run.items() if k != "model"}}
-    return facts | {
-        name.removesuffix(".json"): checkpoint.documents[name]
-        for name in ("state.json", "environment.json", "data.json")
-        if name in checkpoint.documents
-    }
+    facts: dict[str, Any] = {"step": checkpoint.step}
+    facts["training"] = {name: run[name] for name in _FACTS if name in run}
+    data, model = run.get("data"), run[MODEL_GROUP]
+    if isinstance(data, dict) and "seq_len" in data:
+        facts["training"]["seq_len"] = data["seq_len"]
+    facts["training"] |= {name: model[name] for name in ("parametrization", "init_std") if name in model}
+    fingerprint = checkpoint.documents.get(DATA_DOCUMENT)
+    if isinstance(fingerprint, dict):
+        facts["training_data"] = fingerprint
+    return facts
 
 
 def write_run(model: StoredModel, directory: Path) -> Path:

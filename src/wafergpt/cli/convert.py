@@ -41,6 +41,7 @@ def convert(
     max_kl: Annotated[
         float | None, typer.Option(help="Bound in nats for rounded weights.", show_default="derived")
     ] = None,
+    license: Annotated[str | None, typer.Option(help="For the model card, e.g. apache-2.0.")] = None,
     max_shard_gb: Annotated[float, typer.Option(help="Largest safetensors file, in 10^9 bytes.")] = 50.0,
     data: Annotated[Path | None, typer.Option(help="Prepared folder for the run configs of a .yaml.")] = None,
 ) -> None:
@@ -61,6 +62,7 @@ def convert(
         "revision": revision,
         "accept_gelu": accept_gelu,
         "tokenizer": tokenizer,
+        "card": {"license": license},
         "max_kl": max_kl,
         "max_shard_bytes": max_shard_gb * 1e9,
     }

@@ -11,7 +11,7 @@ import gc
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from wafergpt.checkpoints.files import OSFiles, remove_tree, storage_error, sync
 from wafergpt.checkpoints.gguf.layout import GGUFKind, TensorType
 from wafergpt.checkpoints.gguf.names import tensor_names
 from wafergpt.checkpoints.gguf.writer import check_exportable, tensor_plan, write_gguf
+from wafergpt.checkpoints.huggingface.card import CardFacts
 from wafergpt.checkpoints.huggingface.config import MissingScale
 from wafergpt.checkpoints.huggingface.folder import write_folder
 from wafergpt.checkpoints.modelzoo.mdl_writer import write_mdl
@@ -84,6 +85,7 @@ class Options:
     accept_gelu: bool = False  # go on when tanh in place of erf GELU costs more than `TANH_FOR_ERF`
     max_kl: float | None = None  # nats; in place of the derived bound for rounded weights
     tokenizer: str | None = None  # for a source that has none: "gpt2", or a tokenizer.json or its folder
+    card: CardFacts = field(default_factory=CardFacts)  # for the model card of a Hugging Face folder
     max_shard_bytes: int = 50_000_000_000  # what Transformers 5 writes
 
 
@@ -134,7 +136,9 @@ def convert(
         opened = read(path, mup_logit_scale=options.mup_logit_scale, workspace=workspace)
         opened = _with_tokenizer(opened, options.tokenizer)
         written = staging / target.name
-        reference = _write(opened, path.resolve().name, written, to, options, tell)
+        reference = _write(
+            opened, path.resolve().name if Path(source).exists() else source, written, to, options, tell
+        )
         del opened
         gc.collect()
         certificate = _prove(reference, written, to, options)
@@ -190,7 +194,7 @@ def _write(opened: Opened, name: str, written: Path, to: Format, options: Option
         config = replace(config, activation=Activation.GELU_TANH)
         exact, answers = answers, answers_of(replace(model, config=config), name, prompts)
         departures.append(_gelu_departure(compare(exact, answers), options, tell))
-    stored = _as_held(model, to)
+    stored = _as_held(replace(model, provenance={**model.provenance, "source": name}), to)
     for note in stored.notes:
         tell(note)
     reference = _Reference(
@@ -209,14 +213,22 @@ def _write(opened: Opened, name: str, written: Path, to: Format, options: Option
     elif to is Format.NATIVE:
         write_run(stored, written)
     else:
-        dtype = _HUGGING_FACE_DTYPES[options.dtype]
-        write_folder(stored, written, dtype=dtype, max_shard_bytes=options.max_shard_bytes)
+        dtype, shard_bytes = _HUGGING_FACE_DTYPES[options.dtype], options.max_shard_bytes
+        write_folder(stored, written, dtype=dtype, max_shard_bytes=shard_bytes, card=_card(stored, options))
     return reference
 
 
 def _as_held(model: StoredModel, to: Format) -> StoredModel:
     """`model` as the format can say it: only ours and the Model Zoo's have muP."""
     return model if to in (Format.NATIVE, Format.MODEL_ZOO) else fold(model)
+
+
+def _card(stored: StoredModel, options: Options) -> CardFacts:
+    """The publisher's facts, and the held-out loss that the run measured itself."""
+    loss = stored.provenance.get("held_out_nats_per_token")
+    if options.card.held_out_nats_per_token is not None or not isinstance(loss, float):
+        return options.card
+    return replace(options.card, held_out_nats_per_token=loss, held_out_data="the run's held-out text")
 
 
 def _gelu_departure(found: Comparison, options: Options, tell: Tell) -> Departure:

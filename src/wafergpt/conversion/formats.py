@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from wafergpt.checkpoints.checkpoint import TENSOR_SUFFIX, parse_step_name
 from wafergpt.checkpoints.files import CHUNK_BYTES
@@ -22,6 +23,7 @@ from wafergpt.checkpoints.stored_model import StoredModel
 from wafergpt.checkpoints.torch_bin.convert import bin_to_safetensors
 from wafergpt.config import require
 from wafergpt.errors import CheckpointError
+from wafergpt.training import metrics
 
 _GGUF_MAGIC = b"GGUF"  # github.com/ggml-org/ggml, docs/gguf.md
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"  # HDF5 file format specification, "Superblock"
@@ -117,7 +119,9 @@ def read(
     if kind is Format.NATIVE:
         checkpoint = load_checkpoint(path, groups=[MODEL_GROUP])
         weights = checkpoint.path / f"{MODEL_GROUP}{TENSOR_SUFFIX}"
-        return Opened(model=from_checkpoint(checkpoint), format=kind, files=(weights,))
+        model = from_checkpoint(checkpoint)
+        facts = {**model.provenance, **_held_out(path, checkpoint.step)}
+        return Opened(model=replace(model, provenance=facts), format=kind, files=(weights,))
     if kind is Format.GGUF:
         return Opened(model=read_gguf(path), format=kind, files=(path,))
     if kind is Format.MODEL_ZOO:
@@ -130,6 +134,13 @@ def read(
         notes, path = bin_to_safetensors(path, workspace), workspace
     model = read_folder(path, mup_logit_scale=mup_logit_scale)
     return Opened(model=replace(model, notes=(*notes, *model.notes)), format=kind, files=files)
+
+
+def _held_out(run: Path, step: int) -> dict[str, Any]:
+    """What a run logged of its held-out loss at `step`, as the model's provenance; nothing if it did not."""
+    name = "held_out_nats_per_token"
+    lines = [line for line in metrics.read(run / "metrics.jsonl") if line["step"] == step and name in line]
+    return {name: lines[-1][name]} if lines else {}
 
 
 def sha256_of(files: tuple[Path, ...]) -> dict[str, str]:

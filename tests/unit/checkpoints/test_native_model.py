@@ -57,14 +57,16 @@ def test_without_tokenizer_and_template(stored: StoredModel, tmp_path: Path) -> 
     assert back.tokenizer is None and back.chat_template is None
 
 
-def test_a_run_says_how_it_was_trained(tmp_path: Path) -> None:
+def test_a_run_says_how_it_was_trained_but_not_where(tmp_path: Path) -> None:
     arrays = GPT(CONFIG).to_arrays()
-    documents = {"config.json": {"model": to_dict(CONFIG), "seed": 3}, "data.json": {"fingerprint": "f"}}
-    CheckpointStore(tmp_path).save(5, {"model": arrays}, documents)
+    run = {"model": to_dict(CONFIG), "seed": 3, "data": {"path": "/home/me", "seq_len": 8}, "log_every": 1}
+    CheckpointStore(tmp_path).save(
+        5, {"model": arrays}, {"config.json": run, "data.json": {"fingerprint": "f"}}
+    )
     assert read_run(tmp_path).provenance == {
         "step": 5,
-        "training": {"seed": 3},
-        "data": {"fingerprint": "f"},
+        "training": {"seed": 3, "seq_len": 8, "parametrization": "mup", "init_std": 0.08},
+        "training_data": {"fingerprint": "f"},
     }
 
 

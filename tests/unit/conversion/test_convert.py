@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from model_lab import MUP, STANDARD, TANH, stored_model
+from wafergpt.checkpoints.huggingface.card import CardFacts
 from wafergpt.checkpoints.native_model import write_run
 from wafergpt.checkpoints.stored_model import StoredModel
 from wafergpt.conversion import convert as module
@@ -46,11 +47,10 @@ def test_there_and_back_again(to: Format, config: GPTConfig, tmp_path: Path) -> 
     assert told[-len(certificate.lines()) :] == certificate.lines()
     yaml = {"m.yaml"} if to is Format.MODEL_ZOO else set()
     assert set(leftovers(tmp_path)) == {target.name, certificate_path(target).name} - {"parity.json"} | yaml
-    tokenizer = str(tmp_path / "source/checkpoints/step-00000000") if yaml else None
-    again = convert(str(target), tmp_path / "again", Options(to=Format.NATIVE, tokenizer=tokenizer))
+    again = convert(str(target), tmp_path / "again", Options(to=Format.NATIVE))
     assert again.same
     back, stored = read(tmp_path / "again").model, stored_model(config)
-    assert back.chat_template == (None if yaml else stored.chat_template)
+    assert back.chat_template == stored.chat_template
     assert back.tokenizer is not None and stored.tokenizer is not None
     assert back.tokenizer.encode("the weather ") == stored.tokenizer.encode("the weather ")
     if config.mup is None or to in (Format.NATIVE, Format.MODEL_ZOO):
@@ -154,6 +154,18 @@ def test_the_source_is_gone_before_the_result_is_read(
     monkeypatch.setattr(module, "_prove", spy_prove)
     convert(native(tmp_path), tmp_path / "hf")
     assert alive == [False]
+
+
+def test_the_card_has_the_runs_own_figure_and_no_path(tmp_path: Path) -> None:
+    source = native(tmp_path)
+    line = '{"step": 0, "held_out_nats_per_token": 1.25, "final": true}\n'
+    (tmp_path / "source" / "metrics.jsonl").write_text(line)
+    convert(source, tmp_path / "hf", Options(card=CardFacts(license="mit")))
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "1.2500 nats per token" in card and 'license: "mit"' in card and "| source | source |" in card
+    convert(str(tmp_path / "hf"), tmp_path / "again", Options(to=Format.NATIVE))
+    texts = [p.read_text() for f in ("hf", "again") for p in (tmp_path / f).rglob("*.[jm][sd]*")]
+    assert len(texts) > 8 and not [text for text in texts if str(tmp_path) in text]
 
 
 def test_what_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Path) -> None:
