@@ -26,8 +26,7 @@ def _raw_config(name: str, rule: str | None, content: bytes) -> Case:
     )
 
 
-def config_cases() -> list[Case]:
-    text = json.dumps(CONFIG)
+def _config_values() -> list[Case]:
     return [
         _config("auto_map without a file", "*", auto_map={"AutoModel": "evil--repo.Evil"}),
         _config(
@@ -60,6 +59,12 @@ def config_cases() -> list[Case]:
         _config("epsilon Infinity", "Infinity", layer_norm_epsilon=float("inf")),
         _config("epsilon 0", "layer_norm_eps", layer_norm_epsilon=0.0),
         _config("epsilon a text", "layer_norm_eps", layer_norm_epsilon="1e-5"),
+    ]
+
+
+def _config_texts() -> list[Case]:
+    text = json.dumps(CONFIG)
+    return [
         _raw_config("epsilon 1e999", "too large", text.replace("1e-05", "1e999").encode()),
         _raw_config("a number of 5000 digits", "limit", text.replace("262", "9" * 5000).encode()),
         _config("unknown key", "n_layers", n_layers=1),
@@ -141,7 +146,7 @@ def _many_entries(form: dict[str, Any]) -> None:
     form["model"]["vocab"].update({f"{n:x}": 262 + n for n in range(200_000)})
 
 
-def tokenizer_cases() -> list[Case]:
+def _tokenizer_parts() -> list[Case]:
     split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     replace = {"type": "Replace", "pattern": {"Regex": "(x+x+)+y"}, "content": ""}
     return [
@@ -174,6 +179,11 @@ def tokenizer_cases() -> list[Case]:
         _tokenizer("16 MB of merges", "more values", _large_merges),
         _tokenizer("300,000 merges", "over the limit", _many_merges),
         _tokenizer("200,000 entries", "over the limit", _many_entries),
+    ]
+
+
+def _tokenizer_entries() -> list[Case]:
+    return [
         _tokenizer("an id past the end", "count from 0", _vocab(er=262)),
         _tokenizer("an id of 2^40", "count from 0", _vocab(er=1 << 40)),
         _tokenizer("a negative id", "count from 0", _vocab(er=-1)),
@@ -198,6 +208,11 @@ def tokenizer_cases() -> list[Case]:
             "more values",
             lambda f: [_add(f"<{n}>", 262 + n)(f) for n in range(10**5)],
         ),
+    ]
+
+
+def _tokenizer_forms() -> list[Case]:
+    return [
         _tokenizer("no end of text", "no special token", lambda f: f.update(added_tokens=[])),
         _tokenizer("Unigram", "Unigram", lambda f: f["model"].update(type="Unigram")),
         _tokenizer("dropout", "dropout", lambda f: f["model"].update(dropout=0.5)),
@@ -296,4 +311,11 @@ def template_cases() -> list[Case]:
 
 
 def text_cases() -> list[Case]:
-    return [*config_cases(), *tokenizer_cases(), *template_cases()]
+    return [
+        *_config_values(),
+        *_config_texts(),
+        *_tokenizer_parts(),
+        *_tokenizer_entries(),
+        *_tokenizer_forms(),
+        *template_cases(),
+    ]
