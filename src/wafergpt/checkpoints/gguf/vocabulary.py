@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from wafergpt.checkpoints.gguf.layout import Value, ValueType
 from wafergpt.errors import CheckpointError, shown
 from wafergpt.tokenizer.bpe import Tokenizer
-from wafergpt.tokenizer.tokenizer_file import tokenizer_from_tables
+from wafergpt.tokenizer.tokenizer_file import tokenizer_from_files
 
 Item = TypeVar("Item", str, int)
 
@@ -123,7 +123,7 @@ def read_vocabulary(metadata: Mapping[str, Value], vocab_size: int) -> Vocabular
 
 
 def _tokenizer(tokens: list[str], token_types: list[int], merges: list[str]) -> Tokenizer:
-    """Built anew from plain data, all of it checked by `tokenizer_from_tables`."""
+    """Built anew from plain data, all of it checked by `tokenizer_from_files`."""
     vocabulary: dict[str, int] = {}
     special: dict[str, Any] = {}
     for token_id, (token, token_type) in enumerate(zip(tokens, token_types, strict=True)):
@@ -136,7 +136,8 @@ def _tokenizer(tokens: list[str], token_types: list[int], merges: list[str]) -> 
         elif token_type != TokenType.NORMAL:
             raise CheckpointError(f"the token {shown(token)} is of type {token_type}, unknown to GPT-2's BPE")
         vocabulary[token] = token_id
-    return tokenizer_from_tables(vocabulary, merges, special)
+    # The head line keeps a first merge of "#version" from being taken for one.
+    return tokenizer_from_files(vocabulary, "\n".join(["#version: 0.2", *merges]), special)
 
 
 def _text(metadata: Mapping[str, Value], key: str) -> str | None:
