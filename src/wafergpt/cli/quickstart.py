@@ -13,7 +13,7 @@ def quickstart(
     out: Annotated[
         Path, typer.Option(help="Folder to write; a number is added if it holds something.")
     ] = Path("runs/quickstart"),
-    minutes: Annotated[float, typer.Option(min=0.05, help="How long to train.")] = 6.0,
+    minutes: Annotated[float, typer.Option(min=0.05, help="How long to train.")] = 5.0,
     offline: Annotated[
         bool, typer.Option("--offline", help="Fetch nothing: train on the documentation inside Python.")
     ] = False,

@@ -50,7 +50,7 @@ def small_model(*, d_model: int, n_layers: int, vocab_size: int, max_seq_len: in
     )
 
 
-def quickstart(*, minutes: float = 6.0, offline: bool = False) -> QuickstartConfig:
+def quickstart(*, minutes: float = 5.0, offline: bool = False) -> QuickstartConfig:
     """Some minutes on the Bible in Basic English; `offline` takes the text that comes with Python."""
     config = QuickstartConfig(
         corpus="bible-bbe",
