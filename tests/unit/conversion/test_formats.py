@@ -7,11 +7,14 @@ import os
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from model_lab import stored_model
 from wafergpt.checkpoints.huggingface.folder import write_folder
 from wafergpt.checkpoints.native_model import write_run
 from wafergpt.conversion import formats
+from wafergpt.conversion.convert import convert
 from wafergpt.conversion.formats import Format, detect, locate, read, sha256_of
 from wafergpt.errors import CheckpointError, ConfigError
 
@@ -108,3 +111,16 @@ def test_sha256_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "CHUNK_BYTES", 3)
     (tmp_path / "a").write_bytes(b"ten bytes.")
     assert sha256_of((tmp_path / "a",)) == {"a": hashlib.sha256(b"ten bytes.").hexdigest()}
+
+
+def test_an_old_bin_folder_is_converted(tmp_path: Path) -> None:
+    """Through the confined reader, and no trace of the folder it wrote in between."""
+    stored = stored_model()
+    write_folder(stored, tmp_path / "old")
+    tensors = safetensors.torch.load_file(tmp_path / "old" / "model.safetensors")
+    torch.save(tensors, tmp_path / "old" / "pytorch_model.bin")
+    (tmp_path / "old" / "model.safetensors").unlink()
+    certificate = convert(str(tmp_path / "old"), tmp_path / "new")
+    assert certificate.same and certificate.source.format == "torch-bin"
+    assert list(certificate.source.sha256) == ["pytorch_model.bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]
