@@ -88,7 +88,10 @@ def test_each_wall_stops_what_it_is_for(wall: str, tmp_path: Path) -> None:
     if wall == "filter" and not works_here("filter_system_calls"):
         pytest.skip(f"no system-call filter for {platform.machine()} or on this system")
     results = tried(NEEDED.get(wall, "") + wall, tmp_path)
-    assert {name for name, result in results.items() if result != "escaped"} == STOPPED[wall]
+    expected = STOPPED[wall]
+    if wall == "limits" and os.geteuid() != 0:
+        expected = expected | {"start a process"}  # root may have any number
+    assert {name for name, result in results.items() if result != "escaped"} == expected
 
 
 def test_all_walls_leave_computing_and_nothing_else(tmp_path: Path) -> None:

@@ -177,22 +177,25 @@ def _convert(
 def _ask(file: OpenFile, target: int, memory_bytes: int, cpu_s: int) -> bytes:
     """Run the child and return what it said. Raises CheckpointError if it did not live to say it."""
     arguments = [str(number) for number in (file.handle, target, memory_bytes, cpu_s)]
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "wafergpt.checkpoints.torch_bin.child", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        pass_fds=(file.handle, target),
-        cwd="/",
-        # Nothing of the caller's: no tokens, no paths but that of the package that asks. One thread: a
-        # process with several may not enter a namespace.
-        env={
-            "PYTHONPATH": str(Path(__file__).parents[3]),
-            "OPENBLAS_NUM_THREADS": "1",
-            "OMP_NUM_THREADS": "1",
-        },
-        start_new_session=True,  # Ctrl-C reaches this process, which ends the child
-    )
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "wafergpt.checkpoints.torch_bin.child", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(file.handle, target),
+            cwd="/",
+            # Nothing of the caller's: no tokens, no paths but that of the package that asks. One thread: a
+            # process with several may not enter a namespace.
+            env={
+                "PYTHONPATH": str(Path(__file__).parents[3]),
+                "OPENBLAS_NUM_THREADS": "1",
+                "OMP_NUM_THREADS": "1",
+            },
+            start_new_session=True,  # Ctrl-C reaches this process, which ends the child
+        )
+    except OSError as error:
+        file.refuse(f"the process to read it in cannot be started: {error.strerror}")
     assert child.stdout is not None
     late = threading.Event()
 

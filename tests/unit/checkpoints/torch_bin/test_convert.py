@@ -216,6 +216,14 @@ def test_the_child_is_not_trusted(case: str, tmp_path: Path, monkeypatch: pytest
     assert_nothing_left(source)
 
 
+def test_a_child_that_does_not_start_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = folder_with(tmp_path, pytorch_model__bin=saved(SMALL))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    with pytest.raises(CheckpointError, match="the process to read it in cannot be started: No such file"):
+        bin_to_safetensors(source, tmp_path / "target")
+    assert_nothing_left(source)
+
+
 def test_a_full_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = folder_with(tmp_path, pytorch_model__bin=saved(SMALL))
     monkeypatch.setattr(
