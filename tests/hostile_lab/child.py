@@ -84,6 +84,7 @@ def main() -> None:
     warm = os.environ["HOSTILE_WARM"]  # a valid folder: what the first load imports is no case's fault
     load(warm)
     did_you_mean("a", ["b"])
+    reset_peak()
     for case in cases:
         print(json.dumps(run(case, loader)), flush=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,9 +31,7 @@ def all_cases() -> list[Case]:
 def run_cases(cases: Sequence[Case], root: Path, loader: str = "ours") -> dict[str, list[str]]:
     """Name -> what was wrong (nothing, if all is well), for every case."""
     problems: dict[str, list[str]] = {}
-    warm = root / "warm"
-    warm.mkdir()
-    good(warm)
+    warm = good(_made(root / "warm"))
     batch_cases = 24  # what lies on the disk at one time
     for start in range(0, len(cases), batch_cases):
         batch = cases[start : start + batch_cases]
@@ -64,8 +63,10 @@ def _size_bytes(folder: Path) -> int:
     return found
 
 
-def _reports(lines: list[str], warm: Path, loader: str) -> dict[str, dict[str, Any]]:
-    command = [*_no_network(), sys.executable, "-m", "hostile_lab.child", loader]
+def _reports(
+    lines: list[str], warm: Path, loader: str, prefix: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    command = [*(prefix or _no_network()), sys.executable, "-m", "hostile_lab.child", loader]
     environment = {
         **os.environ,
         "PYTHONPATH": str(TESTS),
@@ -113,3 +114,41 @@ def _judged(case: Case, report: dict[str, Any], size_bytes: int, marked: bool) -
     if report["exit_code"] not in DOCUMENTED_EXIT_CODES:
         problems.append(f"exit code {report['exit_code']} is not documented")
     return problems
+
+
+def system_calls_outside(cases: Sequence[Case], root: Path, loader: str = "ours") -> list[str]:
+    """Files opened outside the folders, programs started and sockets made while loading, as strace saw it.
+
+    The audit hook sees what Python does; this sees what the libraries below it do.
+    """
+    warm = good(_made(root / "warm"))
+    folders = {case.name: _made(root / f"{n:03}") for n, case in enumerate(cases)}
+    for case in cases:
+        case.build(folders[case.name], root / "marker")
+    log = root / "strace.log"
+    prefix = [
+        "strace",
+        "-f",
+        "-qq",
+        "-s",
+        "300",
+        "-o",
+        str(log),
+        "-e",
+        "trace=open,openat,execve,socket,connect",
+    ]
+    _reports([_line(case, folders[case.name]) for case in cases], warm, loader, prefix)
+    calls = [
+        line.split(maxsplit=1) for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+    ]
+    parent = calls[0][0]
+    # A child measures itself in /proc/self; a bare name is relative to the folder's handle.
+    harmless = re.compile(
+        rf'(\+\+\+|---|.*"(/proc/self/|{re.escape(str(root))}/[0-9]{{3}}|[^/"]*"|\.\./\.\./blobs))'
+    )
+    return [call for pid, call in calls if pid != parent and not harmless.match(call)]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from checkpoint_lab.process import memory_folder
 from hostile_lab.planted import LOADERS
-from hostile_lab.runner import all_cases, run_cases
+from hostile_lab.runner import all_cases, run_cases, system_calls_outside
 
 N_CASES = 160  # the bar
 
@@ -53,3 +54,21 @@ def test_a_planted_fault_is_seen(loader: str, root: Path) -> None:
     (case,) = (case for case in all_cases() if case.name == name)
     problems = run_cases([case], root, loader)[name]
     assert any(word in problem for problem in problems), problems
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_the_system_sees_nothing_opened_outside(root: Path) -> None:
+    def small(name: str) -> bool:  # links and giants are the audit hook's; under strace each call costs
+        return not name.startswith(("10,000", "valid: hub"))
+
+    sample = [case for case in all_cases()[::4] if small(case.name)]
+    outside = system_calls_outside(sample, root)
+    assert not outside, "\n".join(outside[:20])
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_a_planted_open_outside_is_seen_by_the_system(root: Path) -> None:
+    (case,) = (case for case in all_cases() if case.name == "safetensors: a hole")
+    assert any("socket" in call for call in system_calls_outside([case], root, "connects"))
