@@ -50,6 +50,7 @@ FIXED = {
     "tie_word_embeddings": Fixed(allowed=(True,), why="the head is the token embedding"),
     "pruned_heads": Fixed(allowed=({}, None), why="heads are not pruned"),
     "quantization_config": Fixed(allowed=(None,), why="weights are read as floating-point numbers"),
+    "n_special": Fixed(allowed=(0, None), why="special tokens are entries like any other"),
     "per_layer_config": Fixed(allowed=(None,), why="all layers are alike"),
     "position_embedding_type": Fixed(allowed=("learned",), why="positions are learned embeddings"),
     "alibi_scaling": Fixed(allowed=(None,), why="positions are learned embeddings"),
@@ -87,13 +88,17 @@ HARMLESS: dict[str, tuple[str, ...]] = {
     ),
     "storage: each tensor says its own type": ("dtype", "torch_dtype"),
     "what a call returns": (
-        "use_cache", "output_hidden_states", "output_attentions", "return_dict", "use_return_dict",
+        "use_cache", "output_past", "output_hidden_states", "output_attentions", "return_dict",
+        "use_return_dict",
     ),
-    "labels of a classifier": ("id2label", "label2id", "num_labels", "problem_type", "finetuning_task"),
+    "labels of a classifier": (
+        "id2label", "label2id", "num_labels", "_num_labels", "problem_type", "finetuning_task",
+    ),
     "book-keeping": (
         "transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "task_specific_params",
         "gradient_checkpointing", "chunk_size_feed_forward", "torchscript", "use_bfloat16", "tf_legacy_loss",
-        "is_decoder", "cross_attention_hidden_size", "tie_encoder_decoder", "_attn_implementation_autoset",
+        "is_decoder", "predict_special_tokens", "cross_attention_hidden_size", "tie_encoder_decoder",
+        "_attn_implementation_autoset",
     ),
 }  # fmt: skip
 

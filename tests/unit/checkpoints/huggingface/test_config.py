@@ -79,6 +79,16 @@ def test_every_key_of_transformers_config_is_known() -> None:
     assert any("dropout" in note for note in notes)  # 0.1 everywhere by default
 
 
+def test_keys_of_the_first_gpt2_configs() -> None:
+    """As openai-community/gpt2-medium, gpt2-xl and distilgpt2 still have them."""
+    old = {
+        "n_ctx": 64, "n_special": 0, "predict_special_tokens": True, "output_past": True, "_num_labels": 1,
+        "task_specific_params": {"text-generation": {"do_sample": True}},
+        "architectures": ["GPT2LMHeadModel"],
+    }  # fmt: skip
+    assert from_hf(MINIMAL | old) == (SMALL, ())
+
+
 def test_aliases_are_read_and_must_agree() -> None:
     renamed = {k: v for k, v in MINIMAL.items() if k not in ("n_embd", "n_positions")}
     assert from_hf(renamed | {"hidden_size": 48, "n_ctx": 64})[0] == SMALL
