@@ -23,6 +23,7 @@ from wafergpt.checkpoints.huggingface import card as cards
 from wafergpt.checkpoints.huggingface.card import CardFacts
 from wafergpt.checkpoints.huggingface.config import FILE_NAME as CONFIG_NAME
 from wafergpt.checkpoints.huggingface.config import MissingScale, from_hf, to_hf
+from wafergpt.checkpoints.huggingface.keys import GENERATION_KEYS
 from wafergpt.checkpoints.huggingface.names import is_transposed, layout
 from wafergpt.checkpoints.huggingface.tokenizer_files import json_bytes, tokenizer_files
 from wafergpt.checkpoints.huggingface.weights import WeightsDtype, write_weights
@@ -67,8 +68,7 @@ def read_folder(path: Path | str, *, mup_logit_scale: MissingScale | str | None 
         notes += (*weight_notes, *tokenizer_notes, *template_notes)
         if tokenizer is not None:
             notes += _vocabulary_notes(folder, config, tokenizer)
-        if folder.has(GENERATION_NAME):
-            notes += (f"{GENERATION_NAME} not used: sampling is set where text is generated",)
+        notes += _sampling_notes(folder)
     return StoredModel(
         config=config,
         arrays=arrays,
@@ -132,6 +132,14 @@ def _check_tied(tensors: AllTensors, head: str, embedding: str) -> None:
                 f"{tensors.label(head)}: '{head}' differs from '{embedding}'; a model of this family has "
                 "one matrix for both (tie_word_embeddings)"
             )
+
+
+def _sampling_notes(folder: UntrustedFolder) -> tuple[str, ...]:
+    """What the folder says of sampling, which is set where text is generated."""
+    if not folder.has(GENERATION_NAME):
+        return ()
+    settings = sorted(GENERATION_KEYS & folder.read_json(GENERATION_NAME).keys())
+    return (f"{GENERATION_NAME}: {', '.join(settings)} not used",) if settings else ()
 
 
 def _vocabulary_notes(folder: UntrustedFolder, config: GPTConfig, tokenizer: Tokenizer) -> tuple[str, ...]:

@@ -203,6 +203,12 @@ def test_vocab_and_merges_alone_give_the_same_tokenizer(written: Path) -> None:
     assert tokenizer.encode("the weather and\n") == original.encode("the weather and\n")
 
 
+def test_sampling_settings_are_noted_and_our_own_folder_needs_no_note(written: Path) -> None:
+    assert read_folder(written).notes == ()
+    (written / "generation_config.json").write_text('{"do_sample": true, "top_k": 5, "use_cache": true}')
+    assert read_folder(written).notes == ("generation_config.json: do_sample, top_k not used",)
+
+
 # -- writing fails, and leaves nothing
 
 
