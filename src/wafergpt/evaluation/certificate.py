@@ -102,7 +102,10 @@ class Certificate:
             f"{d.what}: mean KL {d.found.mean_kl:.3g} nats, most likely token the same: {d.found.top1_agreement:.2%}"
             for d in self.departures
         ]
-        verdict = "the same" if self.same else f"NOT the same: {'; '.join(self.problems)}"
+        rounded = self.arrays is not None and self.arrays.n_rounded
+        verdict = "the same" + (" but for the rounding" if rounded else "")
+        if not self.same:
+            verdict = f"NOT the same: {'; '.join(self.problems)}"
         return [*lines, f"verdict: {verdict} ({self.bounds.reason})"]
 
 

@@ -74,7 +74,7 @@ def test_lines() -> None:
     text = "\n".join(CERTIFICATE.lines())
     assert "compared 7 positions of a and b.gguf" in text
     assert "2 exact, 3 rounded to q8_0" in text and "tanh for erf: mean KL 1e-12" in text
-    assert text.endswith("verdict: the same (because)")
+    assert text.endswith("verdict: the same but for the rounding (because)")
     other = dataclasses.replace(CERTIFICATE, problems=("x is over", "y is over"), arrays=None)
     assert "NOT the same: x is over; y is over" in other.lines()[-1]
 
