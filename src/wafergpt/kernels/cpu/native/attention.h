@@ -7,34 +7,42 @@
 namespace wafergpt::native {
 namespace {
 
-template <class Format> uint8_t* keys_of(const HeadPages& kv, int64_t page) {
+inline uint8_t* keys_of(const HeadPages& kv, int64_t page) {
     return kv.base + kv.pages[page] * kv.page_stride;
 }
 
-template <class Format> uint8_t* values_of(const HeadPages& kv, int64_t page) {
-    return keys_of<Format>(kv, page) + keys_bytes(kv.format, kv.d_head);
+inline uint8_t* values_of(const HeadPages& kv, int64_t page) {
+    return keys_of(kv, page) + keys_bytes(kv.format, kv.d_head);
 }
 
-template <class Format, class Stored> void keep_as(const HeadPages& kv, int64_t position, const float* key,
-                                                   const float* value, Stored (*convert)(float)) {
-    constexpr int64_t kUnit = Format::kUnit;
+void keep_floats(const HeadPages& kv, int64_t position, const float* key, const float* value) {
     const int64_t at = position % kPageTokens;
-    Stored* keys = reinterpret_cast<Stored*>(keys_of<Format>(kv, position / kPageTokens));
-    Stored* values = reinterpret_cast<Stored*>(values_of<Format>(kv, position / kPageTokens));
+    float* keys = reinterpret_cast<float*>(keys_of(kv, position / kPageTokens)) + at;
+    float* values = reinterpret_cast<float*>(values_of(kv, position / kPageTokens)) + at * kv.d_padded;
     for (int64_t d = 0; d < kv.d_padded; ++d) {
-        const bool real = d < kv.d_head;
-        keys[(d / kUnit * kPageTokens + at) * kUnit + d % kUnit] = convert(real ? key[d] : 0.0f);
-        values[(at / kUnit * kv.d_padded + d) * kUnit + at % kUnit] = convert(real ? value[d] : 0.0f);
+        keys[d * kPageTokens] = d < kv.d_head ? key[d] : 0.0f;
+        values[d] = d < kv.d_head ? value[d] : 0.0f;
     }
 }
 
-inline float same(float x) { return x; }
+void keep_halves(const HeadPages& kv, int64_t position, const float* key, const float* value) {
+    const int64_t at = position % kPageTokens;
+    uint8_t* keys = keys_of(kv, position / kPageTokens) + at * 4;
+    uint8_t* values = values_of(kv, position / kPageTokens) + at / 2 * kv.d_padded * 4 + at % 2 * 2;
+    for (int64_t d = 0; d < kv.d_padded; d += 16) {
+        uint16_t key_halves[16], value_halves[16];
+        for (int64_t i = 0; i < 16; i += kLanes) {
+            const int64_t n = kv.d_head - d - i;
+            store_bf16(key_halves + i, n > 0 ? load_first(key + d + i, n) : zero());
+            store_bf16(value_halves + i, n > 0 ? load_first(value + d + i, n) : zero());
+        }
+        for (int64_t i = 0; i < 16; i += 2) memcpy(keys + (d + i) / 2 * kPageTokens * 4, key_halves + i, 4);
+        for (int64_t i = 0; i < 16; ++i) memcpy(values + (d + i) * 4, value_halves + i, 2);
+    }
+}
 
 void keep(const HeadPages& kv, int64_t position, const float* key, const float* value) {
-    if (kv.format == kF32)
-        keep_as<Float32, float>(kv, position, key, value, same);
-    else
-        keep_as<Bfloat16, uint16_t>(kv, position, key, value, to_bf16);
+    return kv.format == kF32 ? keep_floats(kv, position, key, value) : keep_halves(kv, position, key, value);
 }
 
 // The unit that the last visible position shares with one that is not: the other's bits are cleared, so
@@ -54,10 +62,14 @@ void page_scores(const uint8_t* keys, const uint8_t* q, int64_t q_stride, int64_
     constexpr int kAll = kPageTokens / kLanes, C = kAll < kColumnsDense ? kAll : kColumnsDense;
     for (int64_t offset = 0; offset < kPageTokens; offset += C * kLanes) {
         F sum[R][C];
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
             for (int c = 0; c < C; ++c) sum[r][c] = zero();
         pass<Format, R, C, false>(keys + offset * 4, kPageTokens * 4, q, q_stride, 0, units, sum);
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
             for (int c = 0; c < C; ++c) store(scores + r * stride + offset + c * kLanes, sum[r][c]);
     }
 }
@@ -101,31 +113,39 @@ template <class Format, int R, int C> void mix(const Mixture& m, int64_t offset)
     const int64_t step_bytes = a.kv.d_padded * 4;
     const int64_t common = (a.position + 1) / kUnit;  // units that every query sees whole
     F sum[R][C];
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
         for (int c = 0; c < C; ++c) sum[r][c] = zero();
     for (int64_t unit = 0; unit < common; unit += kUnitsPerPage) {
         const int64_t n = common - unit < kUnitsPerPage ? common - unit : kUnitsPerPage;
-        const uint8_t* values = values_of<Format>(a.kv, unit / kUnitsPerPage) + offset * 4;
+        const uint8_t* values = values_of(a.kv, unit / kUnitsPerPage) + offset * 4;
         pass<Format, R, C, false>(values, step_bytes, m.weights + unit * kUnit * sizeof(typename Format::Value),
                                   m.stride, 0, n, sum);
     }
     float partial[R][C * kLanes];
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
         for (int c = 0; c < C; ++c) store(partial[r] + c * kLanes, sum[r][c]);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
         const int64_t seen = a.position + r + 1, whole = seen / kUnit;
         F row[C];
+#pragma GCC unroll 8
         for (int c = 0; c < C; ++c) row[c] = load(partial[r] + c * kLanes);
         for (int64_t unit = common; unit * kUnit < seen; ++unit) {
             const auto weight = Format::broadcast(m.weights + r * m.stride, unit);
-            const uint8_t* values = values_of<Format>(a.kv, unit / kUnitsPerPage) +
+            const uint8_t* values = values_of(a.kv, unit / kUnitsPerPage) +
                                     unit % kUnitsPerPage * step_bytes + offset * 4;
+#pragma GCC unroll 8
             for (int c = 0; c < C; ++c) {
                 const uint8_t* at = values + c * kLanes * 4;
                 row[c] = Format::step(row[c], unit < whole ? Format::weight(at) : first_half<Format>(at), weight);
             }
         }
         const F inverse = set1(1.0f / m.sums[r]);
+#pragma GCC unroll 8
         for (int c = 0; c < C; ++c) {
             const int64_t at = offset + c * kLanes;
             if (at < a.kv.d_head) store_first(a.out + r * a.out_stride + at, mul(row[c], inverse), a.kv.d_head - at);
@@ -147,6 +167,7 @@ template <class Format, int R> void attend_rows(const Attention& a) {
     Value* weights = reinterpret_cast<Value*>(scores + R * stride);    // [R][stride]
     Value* q = weights + R * stride;                                   // [R][d_padded]
     float scaled[kPanel];
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
         for (int64_t d = 0; d < a.kv.d_padded; d += kPanel) {
             const int64_t n = a.kv.d_head - d < kPanel ? a.kv.d_head - d : kPanel;
@@ -155,9 +176,10 @@ template <class Format, int R> void attend_rows(const Attention& a) {
             to_halves(scaled, q + r * a.kv.d_padded + d, n > 0 ? n : 0, padded);
         }
     for (int64_t key = 0; key < keys; key += kPageTokens)
-        page_scores<Format, R>(keys_of<Format>(a.kv, key / kPageTokens), reinterpret_cast<uint8_t*>(q), q_stride,
+        page_scores<Format, R>(keys_of(a.kv, key / kPageTokens), reinterpret_cast<uint8_t*>(q), q_stride,
                                units, scores + key, stride);
     float sums[R];
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
         sums[r] = to_weights<Format>(scores + r * stride, weights + r * stride, a.position + r + 1);
     const Mixture m = {&a, reinterpret_cast<const uint8_t*>(weights), stride * static_cast<int64_t>(sizeof(Value)), sums};

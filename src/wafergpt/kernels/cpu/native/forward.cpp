@@ -13,7 +13,8 @@ constexpr int64_t kMostRows = 512;  // computed together: longer prompts go in p
 constexpr int64_t kRowBlock = 96;   // rows that go over a panel's part while it is in the first-level cache
 // Up to so many rows every thread makes ready for itself: it costs less than waiting for each other.
 constexpr int64_t kRedundantRows = 4;
-constexpr int64_t kCountersPerLayer = 5, kOtherCounters = 1;
+constexpr int64_t kPhasesPerLayer = 5, kOtherPhases = 1;  // those whose work is shared by `share`
+constexpr int64_t kAheadBytes = 96 * 1024;                 // of a thread's next weights, while it waits
 
 }  // namespace
 
@@ -26,8 +27,8 @@ Forward::Forward(Weights weights, Pages pages, const Kernels* kernels, int n_thr
     normal_.assign(threads, std::vector<float>(static_cast<size_t>(stride(w_.d_model))));
     const int64_t scratch = attention_scratch(kernels_->query_rows, w_.max_seq_len, w_.d_model / w_.n_heads);
     scratch_.assign(threads, std::vector<float>(static_cast<size_t>(scratch)));
-    counters_.reset(new std::atomic<int64_t>[static_cast<size_t>(w_.n_layers * kCountersPerLayer + kOtherCounters)]);
-    counted_.resize(threads);
+    counters_.reset(new Counter[static_cast<size_t>(w_.n_layers * kPhasesPerLayer + kOtherPhases) * threads]);
+    phase_.resize(threads);
 }
 
 void Forward::reserve_slot(Slot& slot, int64_t n_rows) {
@@ -100,17 +101,37 @@ void Forward::clear() {
 void Forward::flush() {
     if (n_rows_ == 0) return;
     reserve(n_rows_);
-    for (int64_t i = 0; i < w_.n_layers * kCountersPerLayer + kOtherCounters; ++i) counters_[static_cast<size_t>(i)] = 0;
-    std::fill(counted_.begin(), counted_.end(), 0);
+    const int64_t n_counters = (w_.n_layers * kPhasesPerLayer + kOtherPhases) * pool_.size();
+    for (int64_t i = 0; i < n_counters; ++i) counters_[static_cast<size_t>(i)].taken = 0;
+    std::fill(phase_.begin(), phase_.end(), 0);
     pool_.run([](void* self, int thread) { static_cast<Forward*>(self)->step(thread); }, this);
     logits_ += static_cast<int64_t>(logit_rows_.size()) * w_.vocab_size;
     hidden_ += static_cast<int64_t>(hidden_rows_.size()) * w_.d_model;
     clear();
 }
 
-// Every thread takes the counters in the same order, so that they agree on what each one counts.
-std::atomic<int64_t>& Forward::next_counter(int thread) {
-    return counters_[static_cast<size_t>(counted_[static_cast<size_t>(thread)]++)];
+// `task(unit)` for every unit, each once. A thread has a share of its own, the same at every step, so that what
+// it needs is in its caches' neighbourhood; who is done early helps the others with theirs.
+template <class Task> void Forward::share(int thread, int64_t n_units, int64_t grain, Task task) {
+    const int64_t threads = pool_.size();
+    Counter* counters = counters_.get() + phase_[static_cast<size_t>(thread)]++ * threads;
+    for (int64_t i = 0; i < threads; ++i) {
+        const int64_t owner = (thread + i) % threads;
+        const int64_t begin = n_units * owner / threads, end = n_units * (owner + 1) / threads;
+        for (;;) {
+            const int64_t first = begin + counters[owner].taken.fetch_add(grain, std::memory_order_relaxed);
+            if (first >= end) break;
+            for (int64_t unit = first; unit < std::min(end, first + grain); ++unit) task(unit);
+        }
+    }
+}
+
+// The memory has nothing to do while few rows are normalised or attended: it brings the next weights.
+void Forward::fetch_ahead(int thread, const Matrix& w) const {
+    if (n_rows_ > kRedundantRows) return;
+    const uint8_t* begin = w.panels + panels_of(w.n) * thread / pool_.size() * panel_bytes(w.format, w.k);
+    const int64_t bytes = std::min(kAheadBytes, panels_of(w.n) / pool_.size() * panel_bytes(w.format, w.k));
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(begin + at, 0, 2);
 }
 
 void Forward::step(int thread) {
@@ -126,32 +147,36 @@ void Forward::step(int thread) {
         how.finish = kStore;
         how.out = qkv_.data();
         how.out_stride = how.out_columns = stride(3 * d);
-        product(thread, layer.qkv, normal, n_rows_, how, next_counter(thread));
+        product(thread, layer.qkv, normal, n_rows_, how);
         pool_.barrier();
         keep(thread, l);
         pool_.barrier();
-        attention(thread, l, next_counter(thread));
+        fetch_ahead(thread, layer.attention_out);
+        attention(thread, l);
         pool_.barrier();
 
         const Rows mixed = encode_plain(thread, layer.attention_out.format, mixed_.data(), width, d);
         how.finish = kAddTo;
         how.out = x_.data();
         how.out_stride = how.out_columns = width;
-        product(thread, layer.attention_out, mixed, n_rows_, how, next_counter(thread));
+        product(thread, layer.attention_out, mixed, n_rows_, how);
+        fetch_ahead(thread, layer.fc);
         pool_.barrier();
 
         const Rows second = encode_norm(thread, layer.fc.format, layer.ln_2_weight, layer.ln_2_bias);
         how.finish = w_.activation;
         how.out = ffn_.data();
         how.out_stride = how.out_columns = stride(w_.d_ffn);
-        product(thread, layer.fc, second, n_rows_, how, next_counter(thread));
+        product(thread, layer.fc, second, n_rows_, how);
+        fetch_ahead(thread, layer.ffn_out);
         pool_.barrier();
 
         const Rows active = encode_plain(thread, layer.ffn_out.format, ffn_.data(), stride(w_.d_ffn), w_.d_ffn);
         how.finish = kAddTo;
         how.out = x_.data();
         how.out_stride = how.out_columns = width;
-        product(thread, layer.ffn_out, active, n_rows_, how, next_counter(thread));
+        product(thread, layer.ffn_out, active, n_rows_, how);
+        fetch_ahead(thread, l + 1 < w_.n_layers ? w_.layers[static_cast<size_t>(l) + 1].qkv : w_.wte);
         pool_.barrier();
     }
     head(thread);
@@ -193,21 +218,16 @@ Rows Forward::encode_plain(int thread, Format format, const float* x, int64_t st
     return encode(thread, format, k, n_rows_, [&](int64_t row) { return x + row * stride; });
 }
 
-void Forward::product(int thread, const Matrix& w, const Rows& x, int64_t n_rows, Product how,
-                      std::atomic<int64_t>& next) {
+void Forward::product(int thread, const Matrix& w, const Rows& x, int64_t n_rows, Product how) {
     how.w = w;
     how.x = x;
     how.pause = pauses_[static_cast<size_t>(thread)].data();
     const int64_t blocks = (n_rows + kRowBlock - 1) / kRowBlock, units = panels_of(w.n) * blocks;
-    const int64_t grain = std::max<int64_t>(1, units / (pool_.size() * 6));
-    for (;;) {
-        const int64_t first = next.fetch_add(grain, std::memory_order_relaxed);
-        if (first >= units) return;
-        for (int64_t unit = first; unit < std::min(units, first + grain); ++unit) {
-            const int64_t row = unit % blocks * kRowBlock;
-            kernels_->multiply(how, unit / blocks, row, std::min(n_rows, row + kRowBlock));
-        }
-    }
+    const int64_t grain = std::max<int64_t>(1, units / (pool_.size() * 12));
+    share(thread, units, grain, [&](int64_t unit) {
+        const int64_t row = unit % blocks * kRowBlock;
+        kernels_->multiply(how, unit / blocks, row, std::min(n_rows, row + kRowBlock));
+    });
 }
 
 HeadPages Forward::head_pages(const Segment& segment, int64_t layer, int64_t head) const {
@@ -228,14 +248,14 @@ void Forward::keep(int thread, int64_t layer) {
         }
 }
 
-void Forward::attention(int thread, int64_t layer, std::atomic<int64_t>& next) {
+void Forward::attention(int thread, int64_t layer) {
     const int64_t d_head = w_.d_model / w_.n_heads, n_tiles = static_cast<int64_t>(tiles_.size());
     Attention a;
     a.stride = stride(3 * w_.d_model);
     a.out_stride = stride(w_.d_model);
     a.scale = w_.attention_scale;
     a.scratch = scratch_[static_cast<size_t>(thread)].data();
-    for (int64_t unit = next.fetch_add(1); unit < w_.n_heads * n_tiles; unit = next.fetch_add(1)) {
+    share(thread, w_.n_heads * n_tiles, 1, [&](int64_t unit) {
         const int64_t head = unit / n_tiles;
         const Tile& tile = tiles_[static_cast<size_t>(unit % n_tiles)];
         const Segment& segment = segments_[static_cast<size_t>(tile.segment)];
@@ -246,7 +266,7 @@ void Forward::attention(int thread, int64_t layer, std::atomic<int64_t>& next) {
         a.n_rows = std::min(kernels_->query_rows, segment.n_rows - tile.first);
         a.position = segment.position + tile.first;
         kernels_->attend(a);
-    }
+    });
 }
 
 void Forward::head(int thread) {
@@ -267,7 +287,7 @@ void Forward::head(int thread) {
     how.alpha = w_.logit_multiplier;
     how.out = logits_;
     how.out_stride = how.out_columns = w_.vocab_size;
-    product(thread, w_.wte, last, n_logits, how, next_counter(thread));
+    product(thread, w_.wte, last, n_logits, how);
 }
 
 }  // namespace wafergpt::native

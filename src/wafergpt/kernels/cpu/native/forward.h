@@ -59,6 +59,9 @@ class Forward {
     struct Tile {
         int64_t segment, first;  // queries of a segment from `first` on
     };
+    struct alignas(64) Counter {
+        std::atomic<int64_t> taken{0};
+    };
     struct Slot {
         Rows rows;
         std::vector<uint8_t> data;
@@ -73,15 +76,16 @@ class Forward {
     void reserve_slot(Slot& slot, int64_t n_rows);
     void step(int thread);
     void embed(int thread);
-    void attention(int thread, int64_t layer, std::atomic<int64_t>& next);
+    void attention(int thread, int64_t layer);
     void keep(int thread, int64_t layer);
     void head(int thread);
     HeadPages head_pages(const Segment& segment, int64_t layer, int64_t head) const;
     template <class Source> Rows encode(int thread, Format format, int64_t k, int64_t n_rows, Source source);
     Rows encode_norm(int thread, Format format, const float* weight, const float* bias);
     Rows encode_plain(int thread, Format format, const float* x, int64_t stride, int64_t k);
-    void product(int thread, const Matrix& w, const Rows& x, int64_t n_rows, Product how, std::atomic<int64_t>& next);
-    std::atomic<int64_t>& next_counter(int thread);
+    void product(int thread, const Matrix& w, const Rows& x, int64_t n_rows, Product how);
+    template <class Task> void share(int thread, int64_t n_units, int64_t grain, Task task);
+    void fetch_ahead(int thread, const Matrix& w) const;
     int64_t stride(int64_t width) const { return round_up(width, kPanel); }
 
     Weights w_;
@@ -90,8 +94,8 @@ class Forward {
     Pool pool_;
     std::vector<Slot> slots_;  // one per thread, the last one shared
     std::vector<std::vector<float>> pauses_, scratch_, normal_;
-    std::unique_ptr<std::atomic<int64_t>[]> counters_;
-    std::vector<int64_t> counted_;  // per thread: which counter is next
+    std::unique_ptr<Counter[]> counters_;  // [phases of a step][threads]: units taken of each thread's share
+    std::vector<int64_t> phase_;           // per thread: phases it has been through
 
     int64_t capacity_ = 0;  // rows that the buffers hold
     std::vector<float> x_, qkv_, mixed_, ffn_;

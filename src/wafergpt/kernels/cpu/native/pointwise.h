@@ -93,24 +93,6 @@ void layer_norm(const float* x, const float* weight, const float* bias, float ep
     }
 }
 
-inline uint16_t to_bf16(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
-    return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-// Rounds to nearest even; a NaN becomes the quiet NaN 0x7fff.
-inline void store_bf16(uint16_t* p, F x) {
-    const I bits = float_to_bits(x);
-    const I rounded = iadd(iadd(bits, iset1(0x7fff)), iand(shift_right<16>(bits), iset1(1)));
-    const I above = shift_right<31>(isub(iset1(0x7f800000), iand(bits, iset1(0x7fffffff))));  // 1 for a NaN
-    const I all_ones = isub(iset1(0), above);
-    const I nan = iand(all_ones, iset1(0x7fff));
-    const I number = iand(isub(above, iset1(1)), shift_right<16>(rounded));
-    store_low_halves(p, iadd(number, nan));
-}
-
 inline void to_halves(const float* x, float* out, int64_t n, int64_t padded) {
     memcpy(out, x, static_cast<size_t>(n) * 4);
     for (int64_t i = n; i < padded; ++i) out[i] = 0.0f;
@@ -119,8 +101,12 @@ inline void to_halves(const float* x, float* out, int64_t n, int64_t padded) {
 inline void to_halves(const float* x, uint16_t* out, int64_t n, int64_t padded) {
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) store_bf16(out + i, load(x + i));
-    for (; i < n; ++i) out[i] = to_bf16(x[i]);
-    for (; i < padded; ++i) out[i] = 0;
+    if (i < n) {
+        uint16_t lanes[kLanes];
+        store_bf16(lanes, load_first(x + i, n - i));
+        memcpy(out + i, lanes, static_cast<size_t>(n - i) * 2);
+    }
+    for (i = n; i < padded; ++i) out[i] = 0;
 }
 
 // q = rint(x * 127 / max |x|). |x| is compared as bits, so an infinity or a NaN is above every number,
@@ -147,9 +133,14 @@ float to_bytes(const float* x, int8_t* q, int64_t n, int64_t padded) {
 }
 
 int32_t sum_bytes(const int8_t* q, int64_t n) {
-    int32_t sum = 0;
-    for (int64_t i = 0; i < n; ++i) sum += q[i];
-    return sum;
+    I sum = iset1(0);
+    int64_t i = 0;
+    for (; i + 4 * kLanes <= n; i += 4 * kLanes) sum = iadd(sum, sum_quads(q + i));
+    int32_t lanes[kLanes], total = 0;
+    istore(lanes, sum);
+    for (int lane = 0; lane < kLanes; ++lane) total += lanes[lane];
+    for (; i < n; ++i) total += q[i];
+    return total;
 }
 
 int64_t row_bytes(Format format, int64_t k) {

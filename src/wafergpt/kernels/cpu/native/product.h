@@ -103,7 +103,9 @@ struct Depth {
 template <class Format, int R, int C>
 void tile(const Product& p, int64_t panel, int64_t row, float* pause, int64_t offset, const Depth& depth) {
     typename Format::Sum sum[R][C];
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
         for (int c = 0; c < C; ++c)
             sum[r][c] = depth.first == 0 ? zero_like(sum[r][c])
                                          : from_float(sum[r][c], load(pause + r * kPanel + offset + c * kLanes));
@@ -111,17 +113,23 @@ void tile(const Product& p, int64_t panel, int64_t row, float* pause, int64_t of
     pass<Format, R, C, R == 1>(w, kPanel * 4, p.x.data + row * p.x.stride, p.x.stride, depth.first, depth.last, sum);
     F y[R][C];
     const int64_t column = panel * kPanel + offset;
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
         for (int c = 0; c < C; ++c) y[r][c] = as_float(sum[r][c]);
     if (depth.last < depth.all) {
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
             for (int c = 0; c < C; ++c) store(pause + r * kPanel + offset + c * kLanes, y[r][c]);
         return;
     }
     if constexpr (Format::kUnit == 4) {
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             const F scale = set1(p.x.scale[row + r]);
             const I excess = iset1(p.x.sums[(row + r) * p.x.sums_stride]);
+#pragma GCC unroll 8
             for (int c = 0; c < C; ++c) {
                 const F exact = to_float(isub(float_to_bits(y[r][c]), excess));
                 y[r][c] = mul(exact, mul(scale, load(p.w.scales + column + c * kLanes)));
@@ -136,20 +144,24 @@ template <int R, int C>
 void tile_int4(const Product& p, int64_t panel, int64_t row, float* pause, int64_t offset, const Depth& depth) {
     constexpr int64_t kScaleBytes = kPanel * 2, kOctetBytes = kPanel * 4;
     F total[R][C];
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
         for (int c = 0; c < C; ++c)
             total[r][c] = depth.first == 0 ? zero() : load(pause + r * kPanel + offset + c * kLanes);
     const uint8_t* w = p.w.panels + (panel * depth.all + depth.first) * unit_bytes(kInt4);
     const I nibble = iset1(0x0f0f0f0f);
     for (int64_t unit = depth.first; unit < depth.last; ++unit, w += unit_bytes(kInt4)) {
         I sum[R][C];
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
             for (int c = 0; c < C; ++c) sum[r][c] = isub(iset1(0), iset1(p.x.sums[(row + r) * p.x.sums_stride + unit]));
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int octet = 0; octet < kGroup / 8; ++octet) {
             const uint8_t* bytes = w + kScaleBytes + octet * kOctetBytes + offset * 4;
             I low[C], high[C];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int c = 0; c < C; ++c) {
                 const I both = iload(bytes + c * kLanes * 4);
                 if (R == 1) prefetch(bytes + 4096 + c * kLanes * 4);
@@ -160,11 +172,11 @@ void tile_int4(const Product& p, int64_t panel, int64_t row, float* pause, int64
             for (int r = 0; r < R; ++r) {
                 const int8_t* x = reinterpret_cast<const int8_t*>(p.x.data + (row + r) * p.x.stride);
                 const Quad first = quad(x + unit * kGroup + octet * 8), second = quad(x + unit * kGroup + octet * 8 + 4);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int c = 0; c < C; ++c) sum[r][c] = dot_nibbles(dot_nibbles(sum[r][c], low[c], first), high[c], second);
             }
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int c = 0; c < C; ++c) {
             const F scale = load_bf16(reinterpret_cast<const uint16_t*>(w) + offset + c * kLanes);
 #pragma GCC unroll 8
@@ -172,11 +184,15 @@ void tile_int4(const Product& p, int64_t panel, int64_t row, float* pause, int64
         }
     }
     if (depth.last < depth.all) {
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
             for (int c = 0; c < C; ++c) store(pause + r * kPanel + offset + c * kLanes, total[r][c]);
         return;
     }
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
         for (int c = 0; c < C; ++c) total[r][c] = mul(total[r][c], set1(p.x.scale[row + r]));
     finish<R, C>(p, row, panel * kPanel + offset, total);
 }

@@ -55,10 +55,14 @@ inline F load_bf16(const uint16_t* p) {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return bits_to_float(shift_left<16>(_mm256_cvtepu16_epi32(half)));
 }
-inline void store_low_halves(uint16_t* p, I x) {
-    alignas(32) uint32_t lanes[kLanes];
-    istore(lanes, x);
-    for (int i = 0; i < kLanes; ++i) p[i] = static_cast<uint16_t>(lanes[i]);
+// Rounds to nearest even; a NaN becomes the quiet NaN 0x7fff.
+inline void store_bf16(uint16_t* p, F x) {
+    const I bits = float_to_bits(x);
+    const I rounded = shift_right<16>(iadd(iadd(bits, iset1(0x7fff)), iand(shift_right<16>(bits), iset1(1))));
+    const F nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+    const I halves = float_to_bits(_mm256_blendv_ps(bits_to_float(rounded), bits_to_float(iset1(0x7fff)), nan));
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), words);
 }
 inline void store_bytes(int8_t* p, I x) {
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
@@ -82,6 +86,12 @@ inline I dot_quad(I sum, I w, const Quad& x) {
 // Up to 15 * 127 * 2 fits in sixteen bits.
 inline I dot_nibbles(I sum, I w, const Quad& x) {
     return iadd(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x.all), _mm256_set1_epi16(1)));
+}
+
+// The sums of each four bytes, which are signed.
+inline I sum_quads(const int8_t* p) {
+    const I ones = _mm256_set1_epi8(1);
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(ones, iload(p)), _mm256_set1_epi16(1));
 }
 
 using Half = float;

@@ -50,12 +50,21 @@ inline I float_to_bits(F x) { return _mm512_castps_si512(x); }
 inline F to_float(I x) { return _mm512_cvtepi32_ps(x); }
 inline I to_int(F x) { return _mm512_cvtps_epi32(x); }  // to nearest even
 
+// Rounds to nearest even; a NaN stays one. With BF16, denormals become zero, as in its products.
+inline void store_bf16(uint16_t* p, F x) {
+#if defined(__AVX512BF16__)
+    const __m256bh half = _mm512_cvtneps_pbh(x);
+    memcpy(p, &half, 32);
+#else
+    const I bits = float_to_bits(x);
+    const I rounded = shift_right<16>(iadd(iadd(bits, iset1(0x7fff)), iand(shift_right<16>(bits), iset1(1))));
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, iset1(0x7fff))));
+#endif
+}
 inline F load_bf16(const uint16_t* p) {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return bits_to_float(shift_left<16>(_mm512_cvtepu16_epi32(half)));
-}
-inline void store_low_halves(uint16_t* p, I x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));
 }
 inline void store_bytes(int8_t* p, I x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x));
@@ -69,22 +78,34 @@ inline Quad quad(const int8_t* p) {
     memcpy(&four, p, 4);
     return {_mm512_set1_epi32(four)};
 }
-inline I dot_quad(I sum, I w, const Quad& x) { return _mm512_dpbusd_epi32(sum, w, x.all); }
-inline I dot_nibbles(I sum, I w, const Quad& x) { return _mm512_dpbusd_epi32(sum, w, x.all); }
+// As assembly, because GCC 12 keeps the intrinsic's sums in memory when there are 24 of them.
+inline I dot_quad(I sum, I w, const Quad& x) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x.all));
+    return sum;
+}
+inline I dot_nibbles(I sum, I w, const Quad& x) { return dot_quad(sum, w, x); }
+
+// The sums of each four bytes, which are signed.
+inline I sum_quads(const int8_t* p) {
+    I sum = iset1(0);
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(iset1(0x01010101)), "v"(iload(p)));
+    return sum;
+}
 
 #if defined(__AVX512BF16__)
 // vdpbf16ps takes denormal inputs as zero and adds the pair before it adds the sum.
 using Half = uint16_t;
 struct Pair {
-    __m512bh both;
+    I both;
 };
 inline Pair pair(const Half* p) {
     int32_t two;
     memcpy(&two, p, 4);
-    return {reinterpret_cast<__m512bh>(_mm512_set1_epi32(two))};
+    return {_mm512_set1_epi32(two)};
 }
 inline F dot_pair(F sum, I w, const Pair& x) {
-    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(w), x.both);
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x.both));
+    return sum;
 }
 #else
 using Half = float;

@@ -56,7 +56,11 @@ inline F to_float(I x) { return static_cast<float>(x); }
 inline I to_int(F x) { return x >= -2147483648.0f && x < 2147483648.0f ? static_cast<I>(::rintf(x)) : INT32_MIN; }
 
 inline F load_bf16(const uint16_t* p) { return bits_to_float(static_cast<I>(static_cast<uint32_t>(*p) << 16)); }
-inline void store_low_halves(uint16_t* p, I x) { *p = static_cast<uint16_t>(x); }
+// Rounds to nearest even; a NaN becomes the quiet NaN 0x7fff.
+inline void store_bf16(uint16_t* p, F x) {
+    const uint32_t bits = static_cast<uint32_t>(float_to_bits(x));
+    *p = static_cast<uint16_t>(x != x ? 0x7fffu : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
 inline void store_bytes(int8_t* p, I x) { *p = static_cast<int8_t>(x > 127 ? 127 : x < -128 ? -128 : x); }
 
 struct Quad {
@@ -68,6 +72,9 @@ inline I dot_quad(I sum, I w, const Quad& x) {
     return sum;
 }
 inline I dot_nibbles(I sum, I w, const Quad& x) { return dot_quad(sum, w, x); }
+
+// The sum of four bytes, which are signed.
+inline I sum_quads(const int8_t* p) { return p[0] + p[1] + p[2] + p[3]; }
 
 using Half = float;
 struct Pair {
