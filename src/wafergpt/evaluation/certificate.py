@@ -99,7 +99,8 @@ class Certificate:
                 f"weights read back: {self.arrays.n_exact} exact{rounded if self.arrays.n_rounded else ''}"
             )
         lines += [
-            f"{d.what}: mean KL {d.found.mean_kl:.3g} nats, most likely token the same: {d.found.top1_agreement:.2%}"
+            f"{d.what}: mean KL {d.found.mean_kl:.3g} nats,"
+            f" most likely token the same: {d.found.top1_agreement:.2%}"
             for d in self.departures
         ]
         rounded = self.arrays is not None and self.arrays.n_rounded
