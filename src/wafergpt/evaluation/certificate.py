@@ -103,8 +103,8 @@ class Certificate:
             f" most likely token the same: {d.found.top1_agreement:.2%}"
             for d in self.departures
         ]
-        rounded = self.arrays is not None and self.arrays.n_rounded
-        verdict = "the same" + (" but for the rounding" if rounded else "")
+        rounding = self.arrays is not None and self.arrays.n_rounded > 0
+        verdict = "the same" + (" but for the rounding" if rounding else "")
         if not self.same:
             verdict = f"NOT the same: {'; '.join(self.problems)}"
         return [*lines, f"verdict: {verdict} ({self.bounds.reason})"]
