@@ -119,6 +119,8 @@ def choose_isa(name: str | None = None) -> str:
     supported = supported_isas()
     if not wanted:
         return supported[-1]
+    if wanted == "amx":
+        raise ConfigError("WAFERGPT_ISA = 'amx': no AMX kernels are written; a CPU with AMX runs 'avx512'")
     if wanted not in ISAS:
         known = ", ".join(ISAS)
         raise ConfigError(f"WAFERGPT_ISA = '{wanted}' is not one of {known}{did_you_mean(wanted, ISAS)}")

@@ -1,44 +1,14 @@
 // The C face of the library: what `kernels/native.py` calls through ctypes. Nothing throws across it; a
 // function that can fail writes one line to `error` and returns null or -1.
 #include <stdio.h>
-#include <string.h>
 
 #include <exception>
 
 #include "forward.h"
+#include "isa.h"
 #include "pack.h"
 
 using namespace wafergpt::native;
-
-namespace {
-
-struct Entry {
-    const char* name;
-    const Kernels* (*kernels)();
-    bool (*runs_here)();
-};
-
-// From the slowest to the fastest.
-const Entry kEntries[] = {
-    {"scalar", kernels_scalar, [] { return true; }},
-    {"avx2", kernels_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
-    {"avx512_vnni", kernels_avx512_vnni,
-     [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                __builtin_cpu_supports("avx512vnni");
-     }},
-    {"avx512", kernels_avx512,
-     [] { return kEntries[2].runs_here() && __builtin_cpu_supports("avx512bf16"); }},
-};
-
-const Entry* find(const char* name) {
-    for (const Entry& entry : kEntries)
-        if (strcmp(entry.name, name) == 0) return &entry;
-    return nullptr;
-}
-
-}  // namespace
 
 #pragma GCC visibility push(default)
 extern "C" {
@@ -68,8 +38,8 @@ struct wn_model {
 
 // 1 if the instruction set is known and this machine has it, 0 if it has not, -1 if it is not known.
 int wn_isa(const char* name) {
-    const Entry* entry = find(name);
-    return entry == nullptr ? -1 : entry->runs_here() ? 1 : 0;
+    const Isa* isa = find_isa(name);
+    return isa == nullptr ? -1 : isa->runs_here() ? 1 : 0;
 }
 
 int64_t wn_page_tokens() { return kPageTokens; }
@@ -116,7 +86,7 @@ void* wn_open(const wn_model* m, char* error, int64_t error_bytes) {
                                 matrix(at.ffn_out, m->d_model, m->d_ffn)});
         }
         const Pages pages = {static_cast<Format>(m->kv_format), m->pages, m->n_pages};
-        return new Forward(std::move(w), pages, find(m->isa)->kernels(), static_cast<int>(m->n_threads),
+        return new Forward(std::move(w), pages, find_isa(m->isa)->kernels(), static_cast<int>(m->n_threads),
                            std::vector<int>(m->cpus, m->cpus + m->n_cpus));
     } catch (const std::exception& failure) {
         snprintf(error, static_cast<size_t>(error_bytes), "%s", failure.what());
