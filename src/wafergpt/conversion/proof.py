@@ -29,7 +29,7 @@ EXACT = Bounds(
     reason="the same weights; only float32 sums in another order: 2e-5 of the largest logit",
     relative_logit_diff=2e-5,
 )
-# llama.cpp keeps keys, values and the logarithm of its softmax less exactly than the logits of EXACT.
+# Two engines and no model of ours between them: no shape is known to derive a bound from.
 ENGINE = Bounds(
     reason="another engine's log-probabilities: 1e-3 nats on every vocabulary entry",
     max_log_probability_diff=1e-3,
@@ -104,6 +104,20 @@ def rounding_bounds(
         f" for noise r = {noise:.2g}, spread of logits s = {found.logit_spread:.3g}, g = {_GROWTH:g}",
         mean_kl=bound,
     )
+
+
+def engine_bounds(n_layers: int | None, found: Comparison) -> Bounds:
+    """The bound for an engine that rounds to float16 on its way, as llama.cpp does (GELU's table, the cache).
+
+    `rounding_bounds` with float16's noise: what a matrix is multiplied with errs as if its weights did.
+    `ENGINE` when the number of layers is not known.
+    """
+    if n_layers is None:
+        return ENGINE
+    noise = _WEIGHT_NOISE[TensorType.F16]
+    n_matrices = _MATRICES_PER_LAYER * n_layers + _MATRICES_BESIDE
+    bound = 0.5 * (_GROWTH * noise * found.logit_spread) ** 2 * n_matrices
+    return Bounds(reason=f"an engine that rounds to float16: mean KL {bound:.2g} nats", mean_kl=bound)
 
 
 def asked_for(max_kl: float) -> Bounds:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from wafergpt.checkpoints.huggingface.config import MissingScale
 from wafergpt.conversion.formats import locate, read, sha256_of
-from wafergpt.conversion.proof import ENGINE, EXACT, OurModel, asked_for, tokenizer_problems, versions
+from wafergpt.conversion.proof import EXACT, OurModel, asked_for, engine_bounds, tokenizer_problems, versions
 from wafergpt.engines import LlamaCppEngine, TransformersEngine
 from wafergpt.evaluation.certificate import Certificate, Subject
 from wafergpt.evaluation.parity import LogitSource, answer, battery, compare
@@ -27,6 +27,7 @@ class Side:
     subject: Subject
     tokenizer: Tokenizer | None  # None for an engine too: it is compared by token ids
     packages: tuple[str, ...] = ()
+    n_layers: int | None = None  # None for an engine
 
 
 def split_engine(name: str) -> tuple[str, str]:
@@ -44,7 +45,12 @@ def open_side(name: str, *, mup_logit_scale: MissingScale | str | None = None) -
         subject = Subject(
             name=path.resolve().name, format=opened.format.value, sha256=sha256_of(opened.files)
         )
-        return Side(source=OurModel(opened.model, rest), subject=subject, tokenizer=opened.model.tokenizer)
+        return Side(
+            source=OurModel(opened.model, rest),
+            subject=subject,
+            tokenizer=opened.model.tokenizer,
+            n_layers=opened.model.config.n_layers,
+        )
     files = tuple(sorted(path.glob("*.safetensors"))) if path.is_dir() else (path,)
     subject = Subject(name=path.resolve().name, format=engine, sha256=sha256_of(files))
     source = TransformersEngine(path) if engine == "transformers" else LlamaCppEngine(path)
@@ -56,19 +62,21 @@ def verify(
 ) -> Certificate:
     """Ask both the same and compare; the certificate's verdict says whether they are the same model.
 
-    The bound is float32's (`EXACT`), that of another engine's log-probabilities (`ENGINE`) where logits are
-    not to be had, or a mean KL of `max_kl` nats. Raises ConfigError when vocabularies or windows do not fit
-    together; what `open_side` raises.
+    The bound is float32's (`EXACT`), that of an engine which rounds to float16 (`engine_bounds`) where logits
+    are not to be had, or a mean KL of `max_kl` nats. Raises ConfigError when vocabularies or windows do not
+    fit together; what `open_side` raises.
     """
     first = open_side(a, mup_logit_scale=mup_logit_scale)
     prompts = battery(first.tokenizer, first.source.vocab_size, first.source.max_seq_len)
     answers_a = answer(first.source, prompts)
     subject, tokenizer, packages = first.subject, first.tokenizer, first.packages
+    n_layers = first.n_layers
     del first  # the second is loaded into the room the first leaves
     gc.collect()
     second = open_side(b, mup_logit_scale=mup_logit_scale)
     found = compare(answers_a, answer(second.source, prompts))
-    bounds = EXACT if found.compared == "logits" else ENGINE
+    exact = found.compared == "logits"
+    bounds = EXACT if exact else engine_bounds(n_layers or second.n_layers, found)
     if max_kl is not None:
         bounds = asked_for(max_kl)
     problems = bounds.misses(found)
