@@ -63,11 +63,16 @@ def test_verify_finds_them_the_same(
     assert certificate.found.compared == ("log-probabilities" if "llama" in b else "logits")
 
 
-def test_verify_finds_others_different(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_finds_others_different(
+    models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cli("verify", models / "run", models / "other") == 5
     captured = capsys.readouterr()
     assert "verdict: NOT the same" in captured.out and captured.err.startswith("error: ")
     assert re.search(r"are not the same model: largest logit difference .* is over the bound", captured.err)
+    monkeypatch.chdir(models)
+    assert cli("verify", "other", "llama.cpp:small.gguf") == 5
+    assert "mean KL in nats" in capsys.readouterr().err
     assert cli("verify", models / "run", models / "other", "--max-kl", 100) == 0  # nearly uniform, both
 
 
