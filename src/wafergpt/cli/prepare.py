@@ -32,7 +32,9 @@ def prepare(
     workers: Annotated[
         int | None, typer.Option(help="Tokenising processes.", show_default="one per core")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the prepared data in the folder.")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
 ) -> None:
     """Check, split, tokenise and pack text; what is published is complete and verified."""

@@ -12,17 +12,21 @@ from pathlib import Path
 
 from wafergpt.errors import ConfigError, StorageError
 
+# What a data folder may hold. Anything else was put there by someone, and --overwrite does not take it away.
+_OF_A_FOLDER = ("tokenizer.json", "train", "held_out")
+_OF_A_SIDE = ("manifest.json", "documents.jsonl", "shard-*.bin")
+
 
 @contextlib.contextmanager
 def published(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty folder to fill; it becomes `final` when the block ends without an exception.
 
     Leftovers of killed runs beside `final` are removed; a run that is alive holds a lock and is left alone.
-    Raises ConfigError if `final` holds anything (unless `overwrite`), StorageError if the disk is full or
-    read-only.
+    Raises ConfigError if `final` holds anything (with `overwrite`: anything but prepared data), StorageError
+    if the disk is full or read-only.
     """
-    if final.exists() and not overwrite and not _is_empty_folder(final):
-        raise ConfigError(f"'{final}' exists already; choose another folder, remove it or pass --overwrite")
+    if final.exists() and not _is_empty_folder(final):
+        _refuse_what_is_there(final, overwrite)
     prefix = f".{final.name}.partial-"
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +52,21 @@ def published(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
+
+
+def _refuse_what_is_there(final: Path, overwrite: bool) -> None:
+    if not final.is_dir():
+        raise ConfigError(f"'{final}' is a file, not a folder; choose another name")
+    if not overwrite:
+        raise ConfigError(f"'{final}' exists already; choose another folder, remove it or pass --overwrite")
+    sides = [final / side for side in _OF_A_FOLDER[1:] if (final / side).is_dir()]
+    for folder, expected in [(final, _OF_A_FOLDER), *((side, _OF_A_SIDE) for side in sides)]:
+        for path in sorted(folder.iterdir()):
+            if not any(path.match(pattern) for pattern in expected):
+                raise ConfigError(
+                    f"'{final}' is not replaced: it holds '{path.relative_to(final)}', which is not"
+                    f" prepared data; choose another folder or remove it"
+                )
 
 
 def sync_file(path: Path) -> None:

@@ -178,6 +178,21 @@ def test_a_failed_overwrite_keeps_the_old_folder(config: PrepareConfig) -> None:
     assert sorted(p.name for p in config.output.parent.iterdir()) == ["corpus.jsonl", "data"]
 
 
+def test_overwrite_replaces_prepared_data_only(config: PrepareConfig) -> None:
+    corpus = Path(config.sources[0])
+    before = corpus.read_bytes()
+    with pytest.raises(ConfigError, match=r"corpus.jsonl' is a file"):
+        prepare(replace(config, output=corpus, overwrite=True))
+    with pytest.raises(ConfigError, match=r"holds 'corpus.jsonl', which is not prepared data"):
+        prepare(replace(config, output=corpus.parent, overwrite=True))
+    assert corpus.read_bytes() == before
+    notes = prepare(config).folder / "train" / "notes.txt"
+    notes.write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds 'train/notes.txt'"):
+        prepare(replace(config, overwrite=True))
+    assert notes.read_text() == "mine"
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
