@@ -72,8 +72,8 @@ class Tokenizer:
                 encoding.ids
                 for encoding in self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
             ]
-        except (UnicodeEncodeError, TypeError) as error:
-            raise DataError(f"text cannot be encoded: {error}") from None
+        except (UnicodeEncodeError, TypeError):
+            raise DataError("text cannot be encoded: it is not UTF-8 (it holds half a character)") from None
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Ids that `decode_bytes` turns back into `data`, whatever it holds; `encode` where it is UTF-8.

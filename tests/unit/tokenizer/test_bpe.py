@@ -89,5 +89,5 @@ def test_ids_outside_the_vocabulary_are_named(tokenizer: Tokenizer, token_id: in
 
 
 def test_lone_surrogate_is_a_data_error(tokenizer: Tokenizer) -> None:
-    with pytest.raises(DataError, match="cannot be encoded"):
+    with pytest.raises(DataError, match="cannot be encoded: it is not UTF-8"):
         tokenizer.encode("a\ud800b")
