@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from wafergpt.errors import ConfigError
+
 
 def train(
     run: Annotated[
@@ -44,7 +46,9 @@ def train(
     from wafergpt.config import dump
 
     stored = out / "config.yaml"
-    if resume and run is None and config is None and stored.exists():
+    if resume and run is None and config is None:
+        if not stored.is_file():
+            raise ConfigError(f"'{out}' holds no run to resume; to start one, name it or give a config file")
         config = stored
     resolved = api.train_config(run, data=data, config_file=config, overrides=set_ or ())
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
