@@ -71,8 +71,11 @@ RULES: dict[str, Rule] = {
     "training.plots": _free(5, "training.metrics", "checkpoints", third_party=("numpy", "matplotlib")),
     "training.tensorboard": _torch(5, third_party=("tensorboard",)),
     "backends.backend": _free(5, "model.config", third_party=("numpy",)),
+    "backends.packed_model": _free(5, "kernels", "checkpoints", "model.config", third_party=("numpy",)),
     "backends.native_cpu": _free(
-        5, "backends.backend", "kernels", "checkpoints", "model.config", third_party=("numpy",)
+        5,
+        *("backends.backend", "backends.packed_model", "kernels", "checkpoints", "model.config", "model.mup"),
+        third_party=("numpy",),
     ),
     "backends.torch_eager": _torch(5, "backends.backend", "kernels", "checkpoints", "model", "ops"),
     "backends.torch_compiled": _torch(

@@ -13,8 +13,40 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from wafergpt.errors import WaferGPTError
+
 LogitRow = NDArray[np.float32]  # [V]
 LogitRows = NDArray[np.float32]  # [B, V]
+
+
+class OutOfPages(WaferGPTError):  # noqa: N818 (a state of the memory, met every day)
+    """The key-value memory is too short for a step; nothing was changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """The key-value memory of a backend: `n_pages` pages of `page_tokens` positions each."""
+
+    page_tokens: int
+    n_pages: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """The next positions of one sequence in a step that many sequences share."""
+
+    sequence: int  # handle from `open` or `fork`
+    token_ids: Sequence[int]  # at least one
+    n_logits: int = 1  # rows for the last n positions; 0: none
+    want_hidden: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkResult:
+    """What a step gave for one chunk; None for what was not asked for."""
+
+    logits: LogitRows | None  # [n_logits, V]
+    hidden: NDArray[np.float32] | None  # [n, D] of this chunk's positions, after the final LayerNorm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,9 @@ class Finding:
 
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    startup: Annotated[
+        bool, typer.Option("--startup", help="Time what a process must import first, too.")
+    ] = False,
 ) -> int:
     """Say which Python, torch, CPU features, kernels and optional parts are there, and what is missing.
 
@@ -38,7 +41,7 @@ def doctor(
     """
     from wafergpt.errors import MissingDependencyError
 
-    findings = examine()
+    findings = [*examine(), *(_startup() if startup else [])]
     if json:
         from json import dumps
 
@@ -206,7 +209,45 @@ def _compiler_and_kernels() -> list[Finding]:
             if kernels.available
             else f"not in use, torch does the work: {kernels.reason}",
         ),
+        _native_backend(),
     ]
+
+
+def _native_backend() -> Finding:
+    from wafergpt.errors import WaferGPTError
+    from wafergpt.kernels import native, native_build
+
+    try:
+        detail, present = f"uses {native.choose_isa()}, {native_build.status().path}", True
+    except WaferGPTError as error:
+        detail, present = f"not in use, torch generates: {error}", False
+    return Finding(topic="kernels", name="native backend", present=present, detail=detail)
+
+
+# What a process pays before it can do anything; each is timed on its own.
+STARTUP = {
+    "python": "pass",
+    "numpy": "import numpy",
+    "wafergpt --help": "import wafergpt.cli.main",
+    "native backend": "import wafergpt.backends.native_cpu",
+    "torch backend": "import wafergpt.backends.torch_eager",
+}
+
+
+def _startup(n_rounds: int = 3) -> list[Finding]:
+    import subprocess
+    import time
+
+    findings = []
+    for name, code in STARTUP.items():
+        times_s = []
+        for _ in range(n_rounds):
+            start_s = time.perf_counter()
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+            times_s.append(time.perf_counter() - start_s)
+        detail = f"{min(times_s):.2f} s for a process that does: {code}"
+        findings.append(Finding(topic="startup", name=name, present=done.returncode == 0, detail=detail))
+    return findings
 
 
 def _optional_parts() -> list[Finding]:

@@ -112,7 +112,7 @@ def compile_library(compiler: str, target: Path, sources: Mapping[Path, Sequence
 
 def _compile(compiler: str, target: Path) -> str:
     """Build the library of `SOURCE_DIR`; returns an error text or ''."""
-    return compile_library(compiler, target, {source: FLAGS for source in sorted(SOURCE_DIR.glob("*.cpp"))})
+    return compile_library(compiler, target, dict.fromkeys(sorted(SOURCE_DIR.glob("*.cpp")), FLAGS))
 
 
 def _load(path: Path) -> ctypes.CDLL | None:

@@ -114,7 +114,7 @@ def supported_isas() -> list[str]:
 
 
 def choose_isa(name: str | None = None) -> str:
-    """`name`, else `$WAFERGPT_ISA`, else the fastest. Raises ConfigError for one unknown or not on this CPU."""
+    """`name`, else `$WAFERGPT_ISA`, else the fastest. Raises ConfigError for one not known or not here."""
     wanted = name or os.environ.get("WAFERGPT_ISA")
     supported = supported_isas()
     if not wanted:
@@ -202,7 +202,7 @@ class Step:
         hidden: NDArray[np.float32] | None,
     ) -> str:
         """One step over `ChunkStruct` fields; fills logits and hidden; an error text or ''."""
-        table = (ChunkStruct * len(chunks))(*chunks)
+        table = (ChunkStruct * len(chunks))(*(ChunkStruct(*fields) for fields in chunks))
         done = self._library.wn_run(
             self._handle, table, len(chunks), address(logits), address(hidden), self._error, _ERROR_BYTES
         )

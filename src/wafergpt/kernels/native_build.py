@@ -20,7 +20,15 @@ SOURCE_DIR = build.SOURCE_DIR / "native"
 # -ffp-contract=off: a product is fused with a sum exactly where the source says so, the same in every
 # function, because rows must not depend on which of them computed them.
 FLAGS = [
-    *("-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"),
+    *(
+        "-O3",
+        "-std=c++17",
+        "-fPIC",
+        "-pthread",
+        "-fvisibility=hidden",
+        "-ffp-contract=off",
+        "-fno-math-errno",
+    ),
     *("-Wall", "-Wextra", "-Wno-maybe-uninitialized"),  # GCC 12's own intrinsics headers trip that one
 ]
 

@@ -75,30 +75,37 @@ inline __attribute__((always_inline)) void pass(const uint8_t* w, int64_t step_b
     }
 }
 
-// The end of a sum: y [R][C] has its scales; bias, GELU or residual, and out. `column` is within the matrix.
-template <int R, int C>
-inline void finish(const Product& p, int64_t row, int64_t column, F (&y)[R][C]) {
+// The end of some sums, y [rows][width], which have their scales: bias, GELU or residual, and out. One function
+// for all tiles: inlined, it would be most of the library. `column` is within the matrix.
+__attribute__((noinline)) void finish(const Product& p, int64_t row, int64_t rows, int64_t column, int64_t width,
+                                      const float* y) {
     const F alpha = set1(p.alpha);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) {
-            const int64_t at = column + c * kLanes, n = p.out_columns - at;
-            if (n <= 0) continue;
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < width; c += kLanes) {
+            const int64_t at = column + c, n = p.out_columns - at;
+            if (n <= 0) break;
             float* out = p.out + (row + r) * p.out_stride + at;
-            F value = mul(y[r][c], alpha);
+            F value = mul(load(y + r * width + c), alpha);
             if (p.w.bias != nullptr) value = add(value, load(p.w.bias + at));
             if (p.finish == kGeluErf) value = gelu_erf(value);
             if (p.finish == kGeluTanh) value = gelu_tanh(value);
             if (p.finish == kAddTo) value = add(load_first(out, n), value);
             store_first(out, value, n);
         }
-    }
 }
 
 struct Depth {
     int64_t first, last, all;  // units of this pass, and of the whole product
 };
+
+template <int R, int C> inline void finish_tile(const Product& p, int64_t row, int64_t column, const F (&y)[R][C]) {
+    alignas(64) float block[R][C * kLanes];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) store(block[r] + c * kLanes, y[r][c]);
+    finish(p, row, R, column, C * kLanes, block[0]);
+}
 
 template <class Format, int R, int C>
 void tile(const Product& p, int64_t panel, int64_t row, float* pause, int64_t offset, const Depth& depth) {
@@ -136,7 +143,7 @@ void tile(const Product& p, int64_t panel, int64_t row, float* pause, int64_t of
             }
         }
     }
-    finish<R, C>(p, row, column, y);
+    finish_tile<R, C>(p, row, column, y);
 }
 
 // int4: integer sums within a group, floating ones across groups.
@@ -194,7 +201,7 @@ void tile_int4(const Product& p, int64_t panel, int64_t row, float* pause, int64
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
         for (int c = 0; c < C; ++c) total[r][c] = mul(total[r][c], set1(p.x.scale[row + r]));
-    finish<R, C>(p, row, panel * kPanel + offset, total);
+    finish_tile<R, C>(p, row, panel * kPanel + offset, total);
 }
 
 template <class Format, int R>

@@ -10,10 +10,6 @@
 namespace wafergpt::native {
 namespace {
 
-// In turns of `pause`, 10 to 40 ns each: some 100 us between steps (sampling a token takes about that),
-// less at a barrier, where the others are at work on as much.
-constexpr int kSpinsBetweenRuns = 5000, kSpinsAtBarrier = 3000;
-
 long futex(std::atomic<uint32_t>& word, int operation, uint32_t value) {
     return syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), operation, value, nullptr, nullptr, 0);
 }
@@ -31,7 +27,12 @@ void bind(pthread_t thread, int cpu) {
 
 }  // namespace
 
-Pool::Pool(int n_threads, std::vector<int> cpus) : n_threads_(n_threads), cpus_(std::move(cpus)) { start(); }
+Pool::Pool(int n_threads, std::vector<int> cpus) : n_threads_(n_threads), cpus_(std::move(cpus)) {
+    cpu_set_t allowed;
+    const bool known = sched_getaffinity(0, sizeof allowed, &allowed) == 0;
+    if (known && CPU_COUNT(&allowed) < n_threads) spins_between_runs_ = spins_at_barrier_ = 0;
+    start();
+}
 
 Pool::~Pool() {
     if (owner_ != getpid()) return;  // a fork's copy: the threads are the parent's
@@ -74,7 +75,7 @@ void* Pool::enter(void* member) {
 
 void Pool::serve(int thread) {
     for (uint32_t seen = 0;;) {
-        wait_while_equal(round_, seen, round_sleepers_, kSpinsBetweenRuns);
+        wait_while_equal(round_, seen, round_sleepers_, spins_between_runs_);
         seen = round_.load();
         if (stop_) return;
         work_(context_, thread);
@@ -110,7 +111,7 @@ void Pool::barrier() {
         wake(gate_, gate_sleepers_);
         return;
     }
-    wait_while_equal(gate_, gate, gate_sleepers_, kSpinsAtBarrier);
+    wait_while_equal(gate_, gate, gate_sleepers_, spins_at_barrier_);
 }
 
 void Pool::wait_while_equal(std::atomic<uint32_t>& word, uint32_t value, std::atomic<uint32_t>& sleepers, int spins) {

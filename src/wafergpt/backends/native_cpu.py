@@ -1,0 +1,350 @@
+"""The model run by the native library on a CPU: no torch, every step one call (see kernels/cpu/native).
+
+A row of logits is bit-equal whatever else is in the batch, however the prompt was cut and with however many
+threads, on one instruction set. Between instruction sets rounding differs (int8 products do not).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wafergpt.backends.backend import Capacity, Chunk, ChunkResult, OutOfPages
+from wafergpt.backends.packed_model import (
+    Layout,
+    PackedModel,
+    Precision,
+    layout,
+    open_packed,
+    pack_model,
+    pack_once,
+)
+from wafergpt.checkpoints.stored_model import StoredModel
+from wafergpt.config import require
+from wafergpt.errors import WaferGPTError
+from wafergpt.kernels import native
+from wafergpt.model.config import Activation
+from wafergpt.model.mup import multipliers
+
+# Unless told otherwise: room for so many full windows, within a quarter of the machine's memory.
+_DEFAULT_WINDOWS = 16
+_MEMORY_SHARE = 4
+
+
+@dataclass(kw_only=True)
+class _Sequence:
+    """What a handle stands for: how many positions are held, and in which pages."""
+
+    length: int
+    pages: list[int]
+    table: NDArray[np.int32]  # the same pages, where the library reads them
+
+
+class NativeCPU:
+    """A `Backend` over one packed model. One step at a time: `run` may be called from any thread."""
+
+    batch_invariant = True
+
+    def __init__(
+        self,
+        model: PackedModel,
+        *,
+        n_pages: int | None = None,
+        n_threads: int | None = None,
+        pin_threads: bool = False,
+        isa: str | None = None,
+    ) -> None:
+        """`n_threads`: every core this process may use; pinned, each to one of them. `isa`: $WAFERGPT_ISA.
+
+        Raises ConfigError; MissingDependencyError when the library cannot be had.
+        """
+        self.config, self.precision = model.config, model.precision
+        self.isa = native.choose_isa(isa)
+        self._model = model  # keeps the mapping alive
+        cpus = sorted(os.sched_getaffinity(0))
+        self.n_threads = len(cpus) if n_threads is None else n_threads
+        require(1 <= self.n_threads <= 1024, f"n_threads = {self.n_threads} is not in 1..1024")
+        require(
+            not pin_threads or self.n_threads <= len(cpus),
+            f"{self.n_threads} threads cannot be pinned to {len(cpus)} cores",
+        )
+        config, self._page_bytes = model.config, self._bytes_of_a_page()
+        pages_per_window = -(-config.max_seq_len // native.PAGE_TOKENS)
+        n_pages = _default_pages(pages_per_window, self._page_bytes) if n_pages is None else n_pages
+        require(n_pages >= 1, f"n_pages = {n_pages} must be at least 1")
+        self.capacity = Capacity(page_tokens=native.PAGE_TOKENS, n_pages=n_pages)
+        self._pages = np.empty((n_pages, self._page_bytes), np.uint8)  # touched, so resident, when used
+        self._free = list(range(n_pages - 1, -1, -1))
+        self._users = [0] * n_pages
+        self._sequences: dict[int, _Sequence] = {}
+        self._handles = itertools.count()
+        self._lock = threading.Lock()
+        self._step = native.Step(self._description(cpus[: self.n_threads] if pin_threads else []))
+
+    @classmethod
+    def from_packed(cls, path: Path | str, **options: Any) -> NativeCPU:
+        """The model of a packed file; options as the constructor's. Raises CheckpointError, ConfigError."""
+        return cls(open_packed(Path(path)), **options)
+
+    @classmethod
+    def from_stored(
+        cls,
+        stored: StoredModel,
+        *,
+        precision: Precision | str = Precision.INT8,
+        folder: Path | None = None,
+        source: str | None = None,
+        **options: Any,
+    ) -> NativeCPU:
+        """Pack a model and open it.
+
+        With `source`, a hash of its weights, the packed file is kept (in `folder`/packed if that can be
+        written, else in the cache) and used again; without, it vanishes with this object. Raises
+        CheckpointError, ConfigError, StorageError, MissingDependencyError.
+        """
+        precision = Precision.parse(precision)
+        n_threads = len(os.sched_getaffinity(0))  # of packing
+        if source is not None:
+            path = pack_once(stored, precision, folder=folder, source=source, n_threads=n_threads)
+            return cls.from_packed(path, **options)
+        with tempfile.TemporaryDirectory(prefix="wafergpt-packed-") as scratch:
+            path = Path(scratch) / "model.wgpack"
+            pack_model(stored, precision, path, n_threads=n_threads)
+            return cls.from_packed(path, **options)  # the mapping outlives the name
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits in a row."""
+        return self.config.vocab_size
+
+    @property
+    def max_seq_len(self) -> int:
+        """Context window in tokens."""
+        return self.config.max_seq_len
+
+    @property
+    def d_model(self) -> int:
+        """Width of a hidden row."""
+        return self.config.d_model
+
+    def open(self) -> int:
+        """See `Backend.open`."""
+        with self._lock:
+            return self._add(0, [])
+
+    def fork(self, sequence: int, n_tokens: int) -> int:
+        """See `Backend.fork`. A page that is only partly taken over is copied."""
+        with self._lock:
+            of = self._get(sequence)
+            require(
+                0 <= n_tokens <= of.length, f"{of.length} tokens are held, {n_tokens} cannot be taken over"
+            )
+            n_whole, rest = divmod(n_tokens, native.PAGE_TOKENS)
+            pages = of.pages[:n_whole]
+            if rest:
+                self._check_free(1)
+                pages = [*pages, self._take()]
+                self._pages[pages[-1]] = self._pages[of.pages[n_whole]]
+            for page in pages[:n_whole]:
+                self._users[page] += 1
+            return self._add(n_tokens, pages)
+
+    def release(self, sequence: int) -> None:
+        """See `Backend.release`."""
+        with self._lock:
+            for page in self._get(sequence).pages:
+                self._give_back(page)
+            del self._sequences[sequence]
+
+    def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
+        """See `Backend.run`. Everything is checked before anything is changed."""
+        if not chunks:
+            return []
+        with self._lock:
+            ids = [self._check(chunk) for chunk in chunks]
+            held = [self._sequences[chunk.sequence] for chunk in chunks]
+            require(len({c.sequence for c in chunks}) == len(chunks), "a sequence is named twice in one step")
+            needed = [
+                -(-(s.length + len(i)) // native.PAGE_TOKENS) - len(s.pages)
+                for s, i in zip(held, ids, strict=True)
+            ]
+            self._check_free(sum(needed))
+            with self._added_pages(held, needed):
+                return self._run(chunks, held, ids)
+
+    def close(self) -> None:
+        """End the threads. Nothing may be called afterwards."""
+        self._step.close()
+
+    def __del__(self) -> None:
+        step = getattr(self, "_step", None)
+        if step is not None:
+            step.close()
+
+    def _run(
+        self, chunks: Sequence[Chunk], held: list[_Sequence], ids: list[NDArray[np.int32]]
+    ) -> list[ChunkResult]:
+        n_logits, n_hidden = [c.n_logits for c in chunks], [len(c.token_ids) * c.want_hidden for c in chunks]
+        logits = np.empty((sum(n_logits), self.vocab_size), np.float32)
+        hidden = np.empty((sum(n_hidden), self.d_model), np.float32)
+        table = [
+            (i.ctypes.data, s.table.ctypes.data, len(i), s.length, c.n_logits, int(c.want_hidden))
+            for c, s, i in zip(chunks, held, ids, strict=True)
+        ]
+        failure = self._step.run(table, logits, hidden)
+        if failure:
+            raise WaferGPTError(f"the native backend could not run a step: {failure}")
+        results = []
+        for c, s, i, row, first in zip(chunks, held, ids, _starts(n_logits), _starts(n_hidden), strict=True):
+            s.length += len(i)
+            results.append(
+                ChunkResult(
+                    logits=logits[row : row + c.n_logits] if c.n_logits else None,
+                    hidden=hidden[first : first + len(i)] if c.want_hidden else None,
+                )
+            )
+        return results
+
+    def _check(self, chunk: Chunk) -> NDArray[np.int32]:
+        """The chunk's ids, once it is known to be one that can be run (memory aside)."""
+        of = self._get(chunk.sequence)
+        n_new = len(chunk.token_ids)
+        require(n_new >= 1, "a chunk needs at least one token")
+        require(0 <= chunk.n_logits <= n_new, f"n_logits = {chunk.n_logits} is not in 0..{n_new}")
+        require(
+            of.length + n_new <= self.max_seq_len,
+            f"{of.length} tokens held and {n_new} new do not fit the context window of {self.max_seq_len}",
+        )
+        ids = np.asarray(chunk.token_ids)
+        require(ids.ndim == 1 and ids.dtype.kind in "iu", "token ids must be whole numbers")
+        low, high = int(ids.min()), int(ids.max())
+        wrong = low if low < 0 else high
+        require(
+            low >= 0 and high < self.vocab_size,
+            f"token id {wrong} is outside the vocabulary of {self.vocab_size}",
+        )
+        return ids.astype(np.int32)
+
+    def _get(self, sequence: int) -> _Sequence:
+        found = self._sequences.get(sequence)
+        require(found is not None, f"no sequence has the handle {sequence}; it was released or never made")
+        assert found is not None
+        return found
+
+    def _add(self, length: int, pages: list[int]) -> int:
+        handle = next(self._handles)
+        table = np.zeros(-(-self.max_seq_len // native.PAGE_TOKENS), np.int32)
+        table[: len(pages)] = pages
+        self._sequences[handle] = _Sequence(length=length, pages=pages, table=table)
+        return handle
+
+    def _check_free(self, n_pages: int) -> None:
+        if n_pages > len(self._free):
+            raise OutOfPages(f"{n_pages} pages of key-value memory are needed, {len(self._free)} are free")
+
+    def _take(self) -> int:
+        page = self._free.pop()
+        self._users[page] = 1
+        return page
+
+    def _give_back(self, page: int) -> None:
+        self._users[page] -= 1
+        if self._users[page] == 0:
+            self._free.append(page)
+
+    @contextlib.contextmanager
+    def _added_pages(self, held: list[_Sequence], needed: list[int]) -> Iterator[None]:
+        """Pages at the end of the sequences; taken away again if the step fails."""
+        for s, n in zip(held, needed, strict=True):
+            for _ in range(n):
+                s.table[len(s.pages)] = page = self._take()
+                s.pages.append(page)
+        try:
+            yield
+        except BaseException:
+            for s, n in zip(held, needed, strict=True):
+                for _ in range(n):
+                    self._give_back(s.pages.pop())
+            raise
+
+    def _bytes_of_a_page(self) -> int:
+        c = self.config
+        return int(native.load().wn_page_bytes(self.precision.keys, c.n_layers, c.n_heads, c.d_head))
+
+    def _description(self, cpus: list[int]) -> native.ModelStruct:
+        config, factors = self.config, multipliers(self.config)
+        places = layout(config, self.precision)
+        layers, numbers = (
+            (native.LayerStruct * config.n_layers)(
+                *(_layer(places, i, self.precision.layers) for i in range(config.n_layers))
+            ),
+            (ctypes.c_int32 * max(1, len(cpus)))(*cpus),
+        )
+        return native.ModelStruct(
+            d_model=config.d_model,
+            n_layers=config.n_layers,
+            n_heads=config.n_heads,
+            d_ffn=config.ffn_width,
+            vocab_size=config.vocab_size,
+            max_seq_len=config.max_seq_len,
+            tanh_activation=int(config.activation is Activation.GELU_TANH),
+            kv_format=self.precision.keys,
+            n_pages=self.capacity.n_pages,
+            n_threads=self.n_threads,
+            n_cpus=len(cpus),
+            eps=config.layer_norm_eps,
+            embedding_multiplier=factors.embedding,
+            attention_scale=factors.attention_scale,
+            logit_multiplier=factors.logits,
+            base=self._model.body.ctypes.data,
+            layers=layers,
+            wte=_matrix(places, "wte", self.precision.head),
+            wpe=places.begin("wpe.weight", "floats"),
+            ln_f_weight=places.begin("ln_f.weight", "floats"),
+            ln_f_bias=places.begin("ln_f.bias", "floats"),
+            pages=self._pages.ctypes.data,
+            cpus=numbers,
+            isa=self.isa.encode(),
+        )
+
+
+def _matrix(places: Layout, name: str, format: native.Format) -> native.MatrixStruct:
+    panels, scales = places.begin(f"{name}.weight", "panels"), places.begin(f"{name}.weight", "scales")
+    bias = places.begin(f"{name}.bias", "floats")
+    return native.MatrixStruct(format=format, panels=panels, scales=scales, bias=bias)
+
+
+def _layer(places: Layout, index: int, format: native.Format) -> native.LayerStruct:
+    block = f"h.{index}"
+    return native.LayerStruct(
+        ln_1_weight=places.begin(f"{block}.ln_1.weight", "floats"),
+        ln_1_bias=places.begin(f"{block}.ln_1.bias", "floats"),
+        ln_2_weight=places.begin(f"{block}.ln_2.weight", "floats"),
+        ln_2_bias=places.begin(f"{block}.ln_2.bias", "floats"),
+        qkv=_matrix(places, f"{block}.attn.c_attn", format),
+        attention_out=_matrix(places, f"{block}.attn.c_proj", format),
+        fc=_matrix(places, f"{block}.mlp.c_fc", format),
+        ffn_out=_matrix(places, f"{block}.mlp.c_proj", format),
+    )
+
+
+def _starts(counts: Sequence[int]) -> list[int]:
+    """Where each of consecutive runs of rows begins."""
+    return [0, *itertools.accumulate(counts)][: len(counts)]
+
+
+def _default_pages(pages_per_window: int, page_bytes: int) -> int:
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    affordable = memory_bytes // _MEMORY_SHARE // page_bytes
+    return int(max(pages_per_window, min(_DEFAULT_WINDOWS * pages_per_window, affordable)))
