@@ -283,6 +283,15 @@ def open_packed(path: Path, *, verify: bool = False, huge_pages: bool = True) ->
     return PackedModel(config=config, precision=precision, source=source, body=body, n_file_bytes=size)
 
 
+def weights_hash(stored: StoredModel) -> str:
+    """SHA-256 of a model's config and weights, in hex: a `source` for one whose files carry no hash."""
+    digest = hashlib.sha256(json.dumps(to_dict(stored.config), sort_keys=True).encode())
+    for name in stored.config.parameter_shapes():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(stored.arrays[name], np.float32).data)
+    return digest.hexdigest()
+
+
 def packed_path(folder: Path | None, source: str, precision: Precision) -> Path:
     """Where the packed form of `source` (a hash of the weights) is kept: beside the model if that can be.
 

@@ -19,6 +19,7 @@ from wafergpt.backends.packed_model import (
     pack_model,
     pack_once,
     packed_path,
+    weights_hash,
 )
 from wafergpt.checkpoints.stored_model import StoredModel
 from wafergpt.errors import CheckpointError, StorageError
@@ -130,6 +131,17 @@ def test_it_is_kept_beside_the_model_or_in_the_cache(tmp_path: Path, monkeypatch
     elsewhere = packed_path(folder, "hash", Precision.INT8)
     assert elsewhere == tmp_path / "cache" / "packed" / beside.name
     assert packed_path(None, "hash", Precision.INT8) == elsewhere
+
+
+def test_the_hash_of_weights_knows_every_one_of_them() -> None:
+    plain = stored_model(SHAPE)
+    hashes = {weights_hash(plain), weights_hash(stored_model(config(max_seq_len=79)))}
+    for name in SHAPE.parameter_shapes():
+        arrays = {**plain.arrays, name: plain.arrays[name] + np.float32(1e-3)}
+        hashes.add(weights_hash(StoredModel(config=SHAPE, arrays=arrays)))
+    assert len(hashes) == 2 + len(SHAPE.parameter_shapes())
+    turned = {n: np.asfortranarray(a) for n, a in plain.arrays.items()}
+    assert weights_hash(StoredModel(config=SHAPE, arrays=turned)) == weights_hash(plain)
 
 
 def test_it_is_made_once_and_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
