@@ -13,9 +13,14 @@ from wafergpt.errors import MissingDependencyError, StorageError, WaferGPTError
 OUT_OF_MEMORY = 10
 INTERNAL = 70  # EX_SOFTWARE of sysexits.h: a bug of ours
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+TERMINATED = 143  # 128 + SIGTERM
 
 _STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _OUT_OF_MEMORY_PHRASES = ("can't allocate memory", "out of memory")  # torch raises RuntimeError with these
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised so that a verb puts away what it has half done, as it does after Ctrl-C."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,8 @@ def _describe(error: BaseException) -> tuple[str, int]:
         return str(error) or type(error).__name__, error.exit_code
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return "interrupted", INTERRUPTED
+    if isinstance(error, Terminated):
+        return "ended by SIGTERM", TERMINATED
     if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
         return "out of memory; use a smaller model, micro-batch or sequence", OUT_OF_MEMORY
     if isinstance(error, ModuleNotFoundError) and not (error.name or "wafergpt").startswith("wafergpt"):

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wafergpt.cli.failure import INTERRUPTED, describe_failure
+from wafergpt.cli.failure import INTERRUPTED, Terminated, describe_failure
 from wafergpt.errors import ConfigError, did_you_mean
 
 
@@ -115,16 +117,38 @@ def run(arguments: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Within it a first SIGTERM raises `Terminated`; a second one ends the process at once."""
+
+    def end(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Terminated
+
+    is_ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if is_ours:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `wafergpt` script: run, report an error as one line, exit with its code."""
     words, debug = split_debug(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = run(words)
-        sys.stdout.flush()
+        with sigterm_raises():
+            code = run(words)
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader (head, less) has gone: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Terminated) as error:
         if debug:
             import traceback
 

@@ -7,6 +7,7 @@ written, it is let go, and the result is read back and asked the same.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
 import secrets
@@ -167,19 +168,40 @@ def _with_tokenizer(opened: Opened, name: str | None) -> Opened:
 
 @contextlib.contextmanager
 def _staging(target: Path) -> Iterator[Path]:
-    """A hidden folder beside the target (so that a rename is atomic), gone afterwards."""
+    """A hidden folder beside the target (so that a rename is atomic), gone afterwards.
+
+    What a killed conversion to the same target left is removed; one that is alive holds a lock on its own.
+    """
     parent = target.parent.resolve()
     require(parent.is_dir(), f"the folder '{target.parent}' does not exist")
-    staging = parent / f".{target.name}.converting-{os.getpid()}-{secrets.token_hex(4)}"
+    prefix = f".{target.name}.converting-"
+    _remove_leftovers(parent, prefix)
+    staging = parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         staging.mkdir()
+        lock = os.open(staging, os.O_RDONLY)
     except OSError as error:
         raise storage_error(f"cannot write in '{parent}'", error, "nothing was changed") from error
     try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield staging
     finally:
+        os.close(lock)
         with contextlib.suppress(OSError):
             remove_tree(OSFiles(), staging)
+
+
+def _remove_leftovers(parent: Path, prefix: str) -> None:
+    for name in os.listdir(parent):
+        if name.startswith(prefix):
+            with contextlib.suppress(OSError):
+                descriptor = os.open(parent / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    remove_tree(OSFiles(), parent / name)
+                finally:
+                    os.close(descriptor)
 
 
 def _write(opened: Opened, name: str, written: Path, to: Format, options: Options, tell: Tell) -> _Reference:

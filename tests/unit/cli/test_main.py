@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,22 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     finally:
         os.close(write_end)
     assert done.returncode == 1 and done.stderr == b""
+
+
+def test_sigterm_lets_a_verb_clean_up(
+    planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted.write_text(
+        "import os, pathlib, signal, tempfile, time\n\ndef planted(folder: str) -> None:\n"
+        "    with tempfile.TemporaryDirectory(dir=folder):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n        time.sleep(9)\n"
+    )
+    work = tmp_path / "work"
+    work.mkdir()
+    with front_door.sigterm_raises():  # so that a front door without it fails this test, not ends it
+        assert run(capsys, "planted", str(work)) == (143, "", "error: ended by SIGTERM\n")
+    assert list(work.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_run_lets_errors_through() -> None:

@@ -186,6 +186,19 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Pat
     assert leftovers(tmp_path) == ["n.yaml", "there"]
 
 
+def test_what_a_killed_conversion_left_is_removed_but_not_a_live_one(tmp_path: Path) -> None:
+    source = native(tmp_path)
+    dead, other = tmp_path / ".m.gguf.converting-1-00", tmp_path / ".n.gguf.converting-1-00"
+    for folder in (dead, other):
+        (folder / "safetensors").mkdir(parents=True)
+        (folder / "m.gguf").write_bytes(b"half")
+    with module._staging(tmp_path / "m.gguf") as alive:
+        assert not dead.exists()
+        convert(source, tmp_path / "m.gguf")
+        assert alive.is_dir()
+    assert leftovers(tmp_path) == [other.name, "m.gguf", "m.gguf.parity.json"]
+
+
 def test_formats_by_suffix() -> None:
     chosen = [target_format(Path(name), None, DType.F32) for name in ("a", "a.gguf", "a.MDL")]
     assert chosen == [Format.HUGGING_FACE, Format.GGUF, Format.MODEL_ZOO]
