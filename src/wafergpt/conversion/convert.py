@@ -33,6 +33,7 @@ from wafergpt.conversion.proof import (
     TANH_FOR_ERF,
     Digests,
     answers_of,
+    asked_for,
     check_digests,
     config_problems,
     digests,
@@ -129,6 +130,8 @@ def convert(
     """
     options = options or Options()
     to = target_format(target, options.to, options.dtype)
+    if options.max_kl is not None:
+        asked_for(options.max_kl)  # a bad one is refused even where nothing is rounded
     for path in (target, *([target.with_suffix(".yaml")] if to is Format.MODEL_ZOO else [])):
         require(not os.path.lexists(path), f"'{path}' exists already; choose another name or remove it")
     with _staging(target) as staging:

@@ -12,6 +12,7 @@ from wafergpt.checkpoints.huggingface.config import MissingScale
 from wafergpt.conversion.formats import locate, read, sha256_of
 from wafergpt.conversion.proof import EXACT, OurModel, asked_for, engine_bounds, tokenizer_problems, versions
 from wafergpt.engines import LlamaCppEngine, TransformersEngine
+from wafergpt.errors import CheckpointError
 from wafergpt.evaluation.certificate import Certificate, Subject
 from wafergpt.evaluation.parity import LogitSource, answer, battery, compare
 from wafergpt.tokenizer.bpe import Tokenizer
@@ -57,28 +58,39 @@ def open_side(name: str, *, mup_logit_scale: MissingScale | str | None = None) -
     return Side(source=source, subject=subject, tokenizer=None, packages=(_ENGINES[engine],))
 
 
+def _sizes(side: Side) -> dict[str, int]:
+    return {"vocabularies": side.source.vocab_size, "context windows": side.source.max_seq_len}
+
+
 def verify(
     a: str, b: str, *, max_kl: float | None = None, mup_logit_scale: MissingScale | str | None = None
 ) -> Certificate:
     """Ask both the same and compare; the certificate's verdict says whether they are the same model.
 
     The bound is float32's (`EXACT`), that of an engine which rounds to float16 (`engine_bounds`) where logits
-    are not to be had, or a mean KL of `max_kl` nats. Raises ConfigError when vocabularies or windows do not
-    fit together; what `open_side` raises.
+    are not to be had, or a mean KL of `max_kl` nats. Raises CheckpointError when vocabularies or windows are
+    of different size, ConfigError for a bad `max_kl`; what `open_side` raises.
     """
+    asked = None if max_kl is None else asked_for(max_kl)
     first = open_side(a, mup_logit_scale=mup_logit_scale)
     prompts = battery(first.tokenizer, first.source.vocab_size, first.source.max_seq_len)
     answers_a = answer(first.source, prompts)
     subject, tokenizer, packages = first.subject, first.tokenizer, first.packages
-    n_layers = first.n_layers
+    n_layers, sizes = first.n_layers, _sizes(first)
     del first  # the second is loaded into the room the first leaves
     gc.collect()
     second = open_side(b, mup_logit_scale=mup_logit_scale)
+    differing = [
+        f"{what} of {x} and {y}"
+        for (what, x), y in zip(sizes.items(), _sizes(second).values(), strict=True)
+        if x != y
+    ]
+    if differing:
+        raise CheckpointError(f"{a} and {b} are not the same model: {'; '.join(differing)}")
     found = compare(answers_a, answer(second.source, prompts))
     exact = found.compared == "logits"
     bounds = EXACT if exact else engine_bounds(n_layers or second.n_layers, found)
-    if max_kl is not None:
-        bounds = asked_for(max_kl)
+    bounds = asked or bounds
     problems = bounds.misses(found)
     if tokenizer is not None and second.tokenizer is not None:
         problems += tokenizer_problems(tokenizer, second.tokenizer)

@@ -178,6 +178,8 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Pat
         ("m.gguf", Options(to=Format.TORCH_BIN), "'torch-bin' is read, not written"),
         ("m", Options(to=Format.GGUF), "does not end in .gguf"),
         ("m.mdl", Options(dtype=DType.F16), "'mdl' is written in f32, not in f16"),
+        ("m", Options(max_kl=-1.0), "max_kl = -1.0 is out of range"),
+        ("m", Options(max_kl=float("nan")), "max_kl = nan is out of range"),
         ("m", Options(dtype=DType.Q8_0), "'huggingface' is written in f32, f16, bf16, not in q8_0"),
     ]
     for name, options, message in cases:
