@@ -17,7 +17,7 @@ pytestmark = needs_library
 
 # Of the largest logit. f32: the bar of every parity test here. The others: three to four times what these
 # random models show (weights larger than trained ones', two layers); quality proper is measured on text.
-LIMIT = {"f32": 2e-5, "bf16": 2.5e-2, "int8": 1e-1, "int4": 6e-1}
+LIMIT = {"f32": 2e-5, "bf16": 2.5e-2, "int8": 1e-1, "int4": 7e-1}
 
 
 def torch_outputs(shape: GPTConfig, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -62,9 +62,9 @@ inline __attribute__((always_inline)) void pass(const uint8_t* w, int64_t step_b
 #pragma GCC unroll 8
         for (int c = 0; c < C; ++c) column[c] = Format::weight(w + c * kLanes * 4);
         if (Ahead) {
-            // 4 KiB ahead: the hardware's prefetcher stops at every page.
+            // 8 KiB ahead: the hardware's prefetcher stops at every page.
 #pragma GCC unroll 8
-            for (int line = 0; line < C * kLanes * 4; line += 64) prefetch(w + 4096 + line);
+            for (int line = 0; line < C * kLanes * 4; line += 64) prefetch(w + 8192 + line);
         }
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
@@ -171,7 +171,7 @@ void tile_int4(const Product& p, int64_t panel, int64_t row, float* pause, int64
 #pragma GCC unroll 8
             for (int c = 0; c < C; ++c) {
                 const I both = iload(bytes + c * kLanes * 4);
-                if (R == 1) prefetch(bytes + 4096 + c * kLanes * 4);
+                if (R == 1) prefetch(bytes + 8192 + c * kLanes * 4);
                 low[c] = iand(both, nibble);
                 high[c] = iand(shift_right<4>(both), nibble);
             }
