@@ -35,12 +35,15 @@ def texts_of(*sources: Path | str, text_field: str = "text") -> list[str]:
         ("a.jsonl", JSONL),
         ("a.jsonl", b"\xef\xbb\xbf" + JSONL.replace(b"\n", b"\r\n\n")),  # byte-order mark, CRLF, blank lines
         ("a.jsonl", JSONL.rstrip(b"\n")),
-        ("a.jsonl.gz", gzip.compress(JSONL)),
-        ("a.jsonl.gz", gzip.compress(JSONL[:40]) + gzip.compress(JSONL[40:])),  # two members
+        ("a.jsonl.gz", gzip.compress(JSONL, mtime=0)),
+        (
+            "a.jsonl.gz",
+            gzip.compress(JSONL[:40], mtime=0) + gzip.compress(JSONL[40:], mtime=0),
+        ),  # two members
         ("a.jsonl.zst", zstandard.compress(JSONL)),
         ("a.JSONL.ZST", zstandard.compress(JSONL[:40]) + zstandard.compress(JSONL[40:])),  # two frames
         ("a.csv", CSV),
-        ("a.csv.gz", gzip.compress(CSV)),
+        ("a.csv.gz", gzip.compress(CSV, mtime=0)),
     ],
 )
 def test_every_kind_gives_the_same_documents(tmp_path: Path, name: str, data: bytes) -> None:
@@ -106,9 +109,9 @@ BAD = [
     ("a.txt", "text".encode("utf-16-le"), r"is not a text file: NUL at byte 1"),
     ("a.txt", b"", r"a\.txt' is empty"),
     ("a.txt", b"\xef\xbb\xbf", r"a\.txt' is empty"),
-    ("a.txt.gz", gzip.compress(b"text" * 100)[:-9], r"a\.txt\.gz' is damaged or cut short"),
+    ("a.txt.gz", gzip.compress(b"text" * 100, mtime=0)[:-9], r"a\.txt\.gz' is damaged or cut short"),
     ("a.txt.gz", b"not gzip", "damaged or cut short: Not a gzipped file"),
-    ("a.txt.gz", gzip.compress(b"bad \xfe"), "byte 4 is 0xfe"),
+    ("a.txt.gz", gzip.compress(b"bad \xfe", mtime=0), "byte 4 is 0xfe"),
     ("a.txt.zst", zstandard.compress(b"text" * 100)[:-3], "the last frame is not complete"),
     ("a.txt.zst", b"not zstandard", "damaged or cut short"),
     ("a.bin", b"x", r"a\.bin' is of no kind that can be read: \.txt"),
