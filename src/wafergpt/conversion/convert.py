@@ -132,7 +132,8 @@ def convert(
     to = target_format(target, options.to, options.dtype)
     if options.max_kl is not None:
         asked_for(options.max_kl)  # a bad one is refused even where nothing is rounded
-    for path in (target, *([target.with_suffix(".yaml")] if to is Format.MODEL_ZOO else [])):
+    beside = [target.with_suffix(".yaml")] if to is Format.MODEL_ZOO else []
+    for path in (target, certificate_path(target), *beside):
         require(not os.path.lexists(path), f"'{path}' exists already; choose another name or remove it")
     with _staging(target) as staging:
         path = locate(source, options.revision, old_weights=True)

@@ -26,7 +26,7 @@ from wafergpt.tokenizer.bpe import Tokenizer
 # float32 keeps 2^-24 = 6e-8 of a value; sums of some thousand terms in another order, through some dozen
 # layers, stay within a few hundred of these.
 EXACT = Bounds(
-    reason="the same weights; only float32 sums in another order: 2e-5 of the largest logit",
+    reason="within 2e-5 of the largest logit, as float32 sums in another order are",
     relative_logit_diff=2e-5,
 )
 # Two engines and no model of ours between them: no shape is known to derive a bound from.

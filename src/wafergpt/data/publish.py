@@ -25,9 +25,10 @@ def published(final: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises ConfigError if `final` holds anything (with `overwrite`: anything but prepared data), StorageError
     if the disk is full or read-only.
     """
+    prefix = f".{final.name}.partial-"
+    _put_back(final, prefix)
     if final.exists() and not _is_empty_folder(final):
         _refuse_what_is_there(final, overwrite)
-    prefix = f".{final.name}.partial-"
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(final.parent, prefix)
@@ -90,6 +91,18 @@ def _place(work: Path, final: Path, overwrite: bool) -> None:
         raise
     _sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(final: Path, prefix: str) -> None:
+    """Give `final` its name back if a run was killed between moving it aside and replacing it."""
+    if final.exists():
+        return
+    for old in final.parent.glob(prefix + "*.old"):
+        process = old.name.removeprefix(prefix).removesuffix(".old")
+        if not Path(f"/proc/{process}").exists():  # a living run is between its two renames
+            with contextlib.suppress(OSError):
+                os.rename(old, final)
+            return
 
 
 def _remove_leftovers(parent: Path, prefix: str) -> None:

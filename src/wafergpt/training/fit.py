@@ -27,7 +27,7 @@ from wafergpt.training.report import StepReport
 from wafergpt.training.run_folder import Provenance, RunFolder
 from wafergpt.training.signals import Interrupted, StopSignals
 from wafergpt.training.step import Trainer
-from wafergpt.training.tensorboard import TensorBoard
+from wafergpt.training.tensorboard import TensorBoard, writer_class
 from wafergpt.units import format_count, format_flops
 
 Sampler = Callable[[GPT, int], list[str]]  # (model, step) -> texts; must leave the model as it was
@@ -71,6 +71,8 @@ def fit(
     RunLockedError, StorageError, NonFiniteError; after each the last checkpoint is intact.
     """
     options = options or FitOptions()
+    if options.tensorboard:
+        writer_class()  # what is missing is said before the folder is claimed
     keep_freed_memory()  # before the first large tensor
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(distributed.join(config.device))

@@ -8,18 +8,21 @@ from typing import Any, Self
 from wafergpt.errors import MissingDependencyError
 
 
+def writer_class() -> Any:
+    """TensorBoard's writer. Raises MissingDependencyError without tensorboard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingDependencyError("TensorBoard is missing: pip install 'wafergpt[tensorboard]'") from None
+    return SummaryWriter
+
+
 class TensorBoard:
     """Writes the numbers of metrics lines as event files; after a resume, later points are replaced."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         """Raises MissingDependencyError without tensorboard."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise MissingDependencyError(
-                "TensorBoard is missing: pip install 'wafergpt[tensorboard]'"
-            ) from None
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        self._writer = writer_class()(str(folder), purge_step=first_step)
 
     def __enter__(self) -> Self:
         return self

@@ -171,9 +171,11 @@ def test_the_card_has_the_runs_own_figure_and_no_path(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "n.yaml").touch()
+    (tmp_path / "c.gguf.parity.json").touch()
     cases: list[tuple[str, Options, str]] = [
         ("n.mdl", Options(), "n.yaml' exists already"),
         ("there", Options(), "exists already"),
+        ("c.gguf", Options(), "c.gguf.parity.json' exists already"),
         ("no/where", Options(), "the folder .* does not exist"),
         ("m.gguf", Options(to=Format.TORCH_BIN), "'torch-bin' is read, not written"),
         ("m", Options(to=Format.GGUF), "does not end in .gguf"),
@@ -185,7 +187,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(tmp_path: Pat
     for name, options, message in cases:
         with pytest.raises(ConfigError, match=message):
             convert("nothing", tmp_path / name, options)
-    assert leftovers(tmp_path) == ["n.yaml", "there"]
+    assert leftovers(tmp_path) == ["c.gguf.parity.json", "n.yaml", "there"]
 
 
 def test_what_a_killed_conversion_left_is_removed_but_not_a_live_one(tmp_path: Path) -> None:

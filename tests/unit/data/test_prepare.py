@@ -178,6 +178,17 @@ def test_a_failed_overwrite_keeps_the_old_folder(config: PrepareConfig) -> None:
     assert sorted(p.name for p in config.output.parent.iterdir()) == ["corpus.jsonl", "data"]
 
 
+def test_data_moved_aside_by_a_killed_overwrite_come_back(config: PrepareConfig) -> None:
+    before = everything(prepare(config).folder)
+    aside = config.output.with_name(
+        f".{config.output.name}.partial-999999999.old"
+    )  # no process has this number
+    config.output.rename(aside)
+    with pytest.raises(ConfigError, match="exists already"):
+        prepare(config)
+    assert everything(config.output) == before and not aside.exists()
+
+
 def test_overwrite_replaces_prepared_data_only(config: PrepareConfig) -> None:
     corpus = Path(config.sources[0])
     before = corpus.read_bytes()

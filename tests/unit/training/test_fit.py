@@ -300,6 +300,7 @@ def test_without_tensorboard_the_install_line_is_named(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'wafergpt\[tensorboard\]'"):
         fit(short(data), ram_path / "run", options=dataclasses.replace(SILENT, tensorboard=True))
+    assert not (ram_path / "run").exists()
 
 
 def test_a_terminal_gets_a_live_line(data: Path) -> None:
