@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wafergpt.training.config import Decay, ScheduleConfig
@@ -24,6 +24,7 @@ def schedules(draw: st.DrawFn) -> ScheduleConfig:
 
 @settings(max_examples=200, deadline=None)
 @given(schedules(), st.floats(1e-6, 1.0))
+@example(ScheduleConfig(warmup_steps=0, total_steps=29, decay=Decay.COSINE, final_fraction=1.0), 0.75)
 def test_it_rises_to_the_peak_then_falls_to_the_end(schedule: ScheduleConfig, peak: float) -> None:
     rates = [learning_rate(schedule, peak, n) for n in range(schedule.total_steps + 1)]
     tiny = 1e-12 * peak  # a few roundings of float64

@@ -21,4 +21,5 @@ def learning_rate(schedule: ScheduleConfig, peak_lr: float, n_steps_done: int) -
     n_decay_steps = schedule.total_steps - schedule.warmup_steps
     progress = min((n_steps_done - schedule.warmup_steps) / n_decay_steps, 1.0)
     remaining = 1 - progress if schedule.decay is Decay.LINEAR else 0.5 * (1 + math.cos(math.pi * progress))
-    return peak_lr * remaining + end_lr * (1 - remaining)  # this form hits both ends exactly
+    mixed = peak_lr * remaining + end_lr * (1 - remaining)  # this form hits both ends exactly
+    return min(mixed, peak_lr)  # where the end is the peak, rounding may lift it by one step of float64
