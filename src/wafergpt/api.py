@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wafergpt.backends.backend import Backend
+from wafergpt.backends.backend import PromptBackend
 from wafergpt.checkpoints.checkpoint import Skipped
 from wafergpt.checkpoints.native import load_checkpoint
 from wafergpt.config import from_dict, override, require
@@ -47,7 +47,7 @@ class LoadedModel:
 
     config: GPTConfig
     tokenizer: Tokenizer
-    backend: Backend
+    backend: PromptBackend
     checkpoint_path: Path
     step: int | None  # None: a format that does not say
     skipped: tuple[Skipped, ...] = ()  # newer checkpoints that did not verify, and why

@@ -71,20 +71,25 @@ RULES: dict[str, Rule] = {
     "training.plots": _free(5, "training.metrics", "checkpoints", third_party=("numpy", "matplotlib")),
     "training.tensorboard": _torch(5, third_party=("tensorboard",)),
     "backends.backend": _free(5, "model.config", third_party=("numpy",)),
+    "backends.pages": _free(5, "backends.backend"),
     "backends.packed_model": _free(5, "kernels", "checkpoints", "model.config", third_party=("numpy",)),
     "backends.native_cpu": _free(
         5,
         *("backends.backend", "backends.packed_model", "kernels", "checkpoints", "model.config", "model.mup"),
         third_party=("numpy",),
     ),
-    "backends.torch_eager": _torch(5, "backends.backend", "kernels", "checkpoints", "model", "ops"),
+    "backends.torch_eager": _torch(
+        5, "backends.backend", "backends.pages", "kernels", "checkpoints", "model", "ops"
+    ),
     "backends.torch_compiled": _torch(
         5, "backends.backend", "backends.torch_eager", "kernels", "checkpoints", "model", "ops"
     ),
     "devices": _torch(5, "wafer"),
     "finetuning": _torch(6, "training", "tasks", "data", "model", "checkpoints"),
     "finetuning.config": _free(6, "training.config", *_MODEL_SHAPE),
-    "inference": _free(6, "backends.backend", "kernels", "tokenizer", third_party=("numpy",)),
+    "inference": _free(
+        6, "backends.backend", "backends.pages", "kernels", "tokenizer", third_party=("numpy",)
+    ),
     "evaluation": _free(7, "tasks", "data", "inference", "tokenizer", third_party=("numpy", "rich")),
     "serving": _free(7, "tasks", "data", "inference", "tokenizer"),
     "runs.modelzoo": _free(

@@ -67,6 +67,61 @@ class Backend(Protocol):
 
     @property
     def max_seq_len(self) -> int:
+        """Context window: the most positions that one sequence may hold."""
+        ...
+
+    @property
+    def d_model(self) -> int:
+        """Width of a hidden row."""
+        ...
+
+    @property
+    def capacity(self) -> Capacity:
+        """Key-value memory in all; `backends.pages.PageLedger` says how sequences share it."""
+        ...
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a row has the same bits whatever else a step runs and however the prompt was cut."""
+        ...
+
+    def open(self) -> int:
+        """A handle for a new, empty sequence. The caller must `release` it."""
+        ...
+
+    def fork(self, sequence: int, n_tokens: int) -> int:
+        """A handle for a new sequence that starts with the first `n_tokens` positions of another.
+
+        Whole pages are shared. Raises OutOfPages; ConfigError for an unknown handle or more than is held.
+        """
+        ...
+
+    def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
+        """Append each chunk to its sequence, all in one step; results in the order of the chunks.
+
+        Everything is checked before anything is changed. Raises OutOfPages; ConfigError for a chunk that
+        cannot be run or a sequence named twice.
+        """
+        ...
+
+    def release(self, sequence: int) -> None:
+        """Forget a sequence and free its memory. Releasing an unknown handle is a ConfigError."""
+        ...
+
+
+class PromptBackend(Protocol):
+    """Runs one model, a whole prompt at a time: what `inference.generate` and `evaluation` ask of it.
+
+    All methods raise ConfigError for ids outside the vocabulary or a full window.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits in a row."""
+        ...
+
+    @property
+    def max_seq_len(self) -> int:
         """Context window in tokens: the most that `prefill` and `decode` together may be given."""
         ...
 

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wafergpt.backends.backend import LogitRow, LogitRows, Prefill
+from wafergpt.backends.backend import Capacity, Chunk, ChunkResult, LogitRow, LogitRows, Prefill
+from wafergpt.backends.pages import PageLedger
 from wafergpt.config import require
 from wafergpt.model.cache import KVCache
 from wafergpt.model.gpt import GPT
@@ -18,14 +19,30 @@ from wafergpt.model.inputs import check_ids
 
 # Positions whose [V] logits exist at once while scoring: 103 MB of float32 at V = 50257.
 _SCORE_CHUNK_POSITIONS = 512
+# torch keeps a whole window for every sequence and no pages: they are counted, as the Protocol promises.
+_PAGE_TOKENS = 16
+_DEFAULT_WINDOWS = 16
 
 
 class TorchEager:
-    """A `Backend` over one `GPT`, on whatever device and in whatever dtype the model is."""
+    """A `Backend` and `PromptBackend` over one `GPT`, on whatever device and in whatever dtype the model is.
 
-    def __init__(self, model: GPT) -> None:
+    The chunks of a step run one after the other, so what else is in the step changes nothing; how a prompt is
+    cut changes the order of float sums, so rows may then differ in their last bits.
+    """
+
+    batch_invariant = False
+
+    def __init__(self, model: GPT, *, n_pages: int | None = None) -> None:
+        """`n_pages` of 16 positions; None: sixteen full windows."""
         self.model = model.eval()
-        self._caches: dict[int, KVCache] = {}
+        pages_per_window = -(-model.config.max_seq_len // _PAGE_TOKENS)
+        n_pages = _DEFAULT_WINDOWS * pages_per_window if n_pages is None else n_pages
+        require(n_pages >= 1, f"n_pages = {n_pages} must be at least 1")
+        self.capacity = Capacity(page_tokens=_PAGE_TOKENS, n_pages=n_pages)
+        self._pages = PageLedger(self.capacity)
+        self._sequences: dict[int, KVCache] = {}  # of open and fork
+        self._caches: dict[int, KVCache] = {}  # of prefill
         self._handles = itertools.count()
 
     @property
@@ -36,10 +53,48 @@ class TorchEager:
     def max_seq_len(self) -> int:
         return self.model.config.max_seq_len
 
+    @property
+    def d_model(self) -> int:
+        return self.model.config.d_model
+
+    def open(self) -> int:
+        """See `Backend.open`."""
+        handle = next(self._handles)
+        self._sequences[handle] = self._new_cache()
+        self._pages.open(handle)
+        return handle
+
+    def fork(self, sequence: int, n_tokens: int) -> int:
+        """See `Backend.fork`. The positions are copied."""
+        origin = _get(self._sequences, sequence)
+        require(
+            0 <= n_tokens <= origin.length,
+            f"{origin.length} tokens are held, {n_tokens} cannot be taken over",
+        )
+        handle = next(self._handles)
+        self._pages.fork(sequence, handle, n_tokens)
+        self._sequences[handle] = cache = self._new_cache()
+        cache.keys[:, :, :, :n_tokens] = origin.keys[:, :, :, :n_tokens]
+        cache.values[:, :, :, :n_tokens] = origin.values[:, :, :, :n_tokens]
+        cache.advance(n_tokens, None)
+        return handle
+
+    def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
+        """See `Backend.run`."""
+        require(len({c.sequence for c in chunks}) == len(chunks), "a sequence is named twice in one step")
+        caches = [_get(self._sequences, chunk.sequence) for chunk in chunks]
+        ids = [self._check(chunk, cache) for chunk, cache in zip(chunks, caches, strict=True)]
+        lengths = [cache.length + len(chunk.token_ids) for chunk, cache in zip(chunks, caches, strict=True)]
+        self._pages.check(
+            sum(self._pages.n_needed(c.sequence, n) for c, n in zip(chunks, lengths, strict=True))
+        )
+        for chunk, length in zip(chunks, lengths, strict=True):
+            self._pages.grow(chunk.sequence, length)
+        return [self._run(c, cache, i) for c, cache, i in zip(chunks, caches, ids, strict=True)]
+
     def prefill(self, token_ids: Sequence[int]) -> Prefill:
         """See `Backend.prefill`."""
-        weight = self.model.wte.weight
-        cache = KVCache(self.model.config, 1, dtype=weight.dtype, device=weight.device)
+        cache = self._new_cache()
         logits = self._append(cache, token_ids)
         handle = next(self._handles)
         self._caches[handle] = cache
@@ -50,7 +105,7 @@ class TorchEager:
         require(len(handles) == len(token_ids), f"{len(handles)} sequences but {len(token_ids)} tokens")
         require(len(set(handles)) == len(handles), "a sequence is named twice in one decode")
         check_ids("token id", torch.tensor(list(token_ids) or [0]), self.vocab_size, "the vocabulary")
-        caches = [self._get(handle) for handle in handles]
+        caches = [_get(self._caches, handle) for handle in handles]
         for cache in caches:
             self._check_room(cache, 1)
         rows = [self._append(cache, [i]) for cache, i in zip(caches, token_ids, strict=True)]
@@ -77,14 +132,35 @@ class TorchEager:
         rows = scores.view(len(windows), -1).cpu().numpy()  # [B, T]
         return [row[: length - 1].copy() for row, length in zip(rows, lengths, strict=True)]
 
-    def release(self, handle: int) -> None:
-        """See `Backend.release`."""
-        self._get(handle)
-        del self._caches[handle]
+    def release(self, sequence: int) -> None:
+        """See `Backend.release`; also of what `prefill` gave."""
+        if sequence in self._caches:
+            del self._caches[sequence]
+            return
+        _get(self._sequences, sequence)
+        del self._sequences[sequence]
+        self._pages.release(sequence)
 
-    def _get(self, handle: int) -> KVCache:
-        require(handle in self._caches, f"no sequence has the handle {handle}; it was released or never made")
-        return self._caches[handle]
+    def _new_cache(self) -> KVCache:
+        weight = self.model.wte.weight
+        return KVCache(self.model.config, 1, dtype=weight.dtype, device=weight.device)
+
+    def _check(self, chunk: Chunk, cache: KVCache) -> Tensor:
+        """The chunk's ids [1, T], once it is known to be one that can be run (memory aside)."""
+        n_new = len(chunk.token_ids)
+        require(n_new >= 1, "a chunk needs at least one token")
+        require(0 <= chunk.n_logits <= n_new, f"n_logits = {chunk.n_logits} is not in 0..{n_new}")
+        self._check_room(cache, n_new)
+        ids = torch.tensor([list(chunk.token_ids)])
+        check_ids("token id", ids, self.vocab_size, "the vocabulary")
+        return ids.to(cache.keys.device)
+
+    def _run(self, chunk: Chunk, cache: KVCache, ids: Tensor) -> ChunkResult:
+        with torch.no_grad():
+            output = self.model(ids, cache=cache, n_logits=chunk.n_logits)
+        logits = None if output.logits is None else output.logits[0].float().cpu().numpy()
+        hidden = output.last_hidden_state[0].float().cpu().numpy() if chunk.want_hidden else None
+        return ChunkResult(logits=logits, hidden=hidden)
 
     def _check_room(self, cache: KVCache, n_new: int) -> None:
         require(
@@ -107,3 +183,8 @@ class TorchEager:
             logits = self.model.logits(hidden[rows]).float()  # [chunk, V]
             parts.append(logits.gather(1, targets[rows, None])[:, 0] - logits.logsumexp(1))
         return torch.cat(parts)
+
+
+def _get(caches: dict[int, KVCache], handle: int) -> KVCache:
+    require(handle in caches, f"no sequence has the handle {handle}; it was released or never made")
+    return caches[handle]

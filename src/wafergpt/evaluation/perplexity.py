@@ -31,7 +31,7 @@ COUNTING = (
 
 
 class Scorer(Protocol):
-    """What is needed of a model; `backends.backend.Backend` has it."""
+    """What is needed of a model; `backends.backend.PromptBackend` has it."""
 
     @property
     def vocab_size(self) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from wafergpt.backends.backend import Backend
+from wafergpt.backends.backend import PromptBackend
 from wafergpt.config import require
 from wafergpt.errors import ConfigError
 from wafergpt.inference.sampling import Sampler, SamplingConfig
@@ -82,7 +82,7 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def encode_prompt(backend: Backend, tokenizer: Tokenizer, prompt: str) -> list[int]:
+def encode_prompt(backend: PromptBackend, tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The prompt's ids; an empty prompt becomes one end-of-text token, the start of a new document.
 
     Raises ConfigError when the tokenizer does not fit the model or the prompt leaves no room in the window.
@@ -100,7 +100,9 @@ def encode_prompt(backend: Backend, tokenizer: Tokenizer, prompt: str) -> list[i
     return ids
 
 
-def stream(backend: Backend, tokenizer: Tokenizer, prompt: str, config: SamplingConfig) -> Iterator[Piece]:
+def stream(
+    backend: PromptBackend, tokenizer: Tokenizer, prompt: str, config: SamplingConfig
+) -> Iterator[Piece]:
     """Continue `prompt`, yielding one piece per token and a last one with the finish reason.
 
     Raises ConfigError as `encode_prompt`. Closing the iterator early frees the sequence.
@@ -111,7 +113,12 @@ def stream(backend: Backend, tokenizer: Tokenizer, prompt: str, config: Sampling
 
 
 def _stream(
-    backend: Backend, tokenizer: Tokenizer, ids: list[int], config: SamplingConfig, limit: int, room: int
+    backend: PromptBackend,
+    tokenizer: Tokenizer,
+    ids: list[int],
+    config: SamplingConfig,
+    limit: int,
+    room: int,
 ) -> Iterator[Piece]:
     sampler, decoder, stops = Sampler(config), IncrementalDecoder(tokenizer), StopTexts(config.stop)
     reason, n_new = FinishReason.LENGTH, 0
@@ -145,7 +152,7 @@ def _stream(
     yield Piece(text=rest, token_id=None, finish_reason=reason, window_full=window_full)
 
 
-def generate(backend: Backend, tokenizer: Tokenizer, prompt: str, config: SamplingConfig) -> Generation:
+def generate(backend: PromptBackend, tokenizer: Tokenizer, prompt: str, config: SamplingConfig) -> Generation:
     """Continue `prompt` to the end. Raises ConfigError as `stream`."""
     pieces = list(stream(backend, tokenizer, prompt, config))
     last = pieces[-1]
