@@ -9,22 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 from wafergpt.backends.backend import PromptBackend
 from wafergpt.config import require
 from wafergpt.errors import ConfigError
+from wafergpt.inference.request import FinishReason
 from wafergpt.inference.sampling import Sampler, SamplingConfig
 from wafergpt.tokenizer.bpe import Tokenizer
 from wafergpt.tokenizer.incremental import IncrementalDecoder
-
-
-class FinishReason(StrEnum):
-    """Why a generation ended."""
-
-    END_OF_TEXT = "end_of_text"  # the model said that the document is over
-    STOP = "stop"  # a stop text appeared
-    LENGTH = "length"  # max_new_tokens reached, or the context window full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +112,8 @@ def _stream(
     limit: int,
     room: int,
 ) -> Iterator[Piece]:
-    sampler, decoder, stops = Sampler(config), IncrementalDecoder(tokenizer), StopTexts(config.stop)
+    sampler = Sampler(config, ids, ending_ids=[tokenizer.end_of_text_id])
+    decoder, stops = IncrementalDecoder(tokenizer), StopTexts(config.stop)
     reason, n_new = FinishReason.LENGTH, 0
     prefill = backend.prefill(ids)
     try:
@@ -130,6 +123,10 @@ def _stream(
             n_new += 1
             if token_id == tokenizer.end_of_text_id:
                 reason = FinishReason.END_OF_TEXT
+                yield Piece(text="", token_id=token_id)
+                break
+            if token_id in config.stop_token_ids:
+                reason = FinishReason.STOP
                 yield Piece(text="", token_id=token_id)
                 break
             text, stopped = stops.push(decoder.push(token_id))
