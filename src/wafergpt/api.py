@@ -20,8 +20,8 @@ from wafergpt.data.shards import Manifest
 from wafergpt.errors import CheckpointError, ConfigError
 from wafergpt.evaluation.report import EvaluationReport
 from wafergpt.inference import generate as generation
-from wafergpt.inference.generate import Generation, Piece
 from wafergpt.inference.sampling import SamplingConfig
+from wafergpt.inference.text import Generation, Piece
 from wafergpt.model.config import FlopsConvention, GPTConfig
 from wafergpt.recipes.budget import TrainingRate
 from wafergpt.recipes.compute_optimal import Recipe

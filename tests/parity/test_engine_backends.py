@@ -117,8 +117,9 @@ def test_bits_do_not_depend_on_the_company(precision: str) -> None:
 
 
 @needs_library
-@pytest.mark.long
-@pytest.mark.parametrize("precision", ["f32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize(
+    "precision", ["int8", *(pytest.param(name, marks=pytest.mark.long) for name in ("f32", "bf16", "int4"))]
+)
 def test_five_thousand_requests_alone_and_among_sixteen(precision: str) -> None:
     requests = mixed_requests(5000, seed=3)
     lonely = native_engine(precision)

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from wafergpt.backends.backend import Prefill
 from wafergpt.errors import ConfigError
-from wafergpt.inference.generate import FinishReason, StopTexts, generate, stream
+from wafergpt.inference.generate import generate, stream
+from wafergpt.inference.request import FinishReason
 from wafergpt.inference.sampling import SamplingConfig
+from wafergpt.inference.text import StopTexts
 from wafergpt.tokenizer.bpe import Tokenizer
 
 BYTES = Tokenizer.train(["abc"], 257)  # one token per byte, and end of text

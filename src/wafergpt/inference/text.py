@@ -1,0 +1,214 @@
+"""Text in, text out, through the engine: prompts to ids, ids to text that is certain (no torch).
+
+The context window: prompt and new tokens together never exceed `backend.max_seq_len`. A prompt that
+leaves no room is refused by name; a generation that reaches the end of the window stops there and
+says so (`FinishReason.LENGTH` with `window_full`). Nothing is ever cut from the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from wafergpt.backends.backend import Backend, PromptBackend
+from wafergpt.config import require
+from wafergpt.errors import ConfigError, WaferGPTError
+from wafergpt.inference.engine import Engine
+from wafergpt.inference.request import Failed, Finished, FinishReason, Generate, Generated, NewToken, Terms
+from wafergpt.inference.sampling import SamplingConfig
+from wafergpt.tokenizer.bpe import Tokenizer
+from wafergpt.tokenizer.incremental import IncrementalDecoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Text that is certain: whole characters, no part of a stop text. May be empty."""
+
+    text: str
+    token_id: int | None  # the token just sampled; None for what was held back until the end
+    finish_reason: FinishReason | None = None  # set on the last piece
+    window_full: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """A finished generation; `str()` of it is its text."""
+
+    prompt: str
+    text: str  # what follows the prompt
+    token_ids: tuple[int, ...]  # as sampled, the ones of a stop text or end of text included
+    n_prompt_tokens: int
+    finish_reason: FinishReason
+    window_full: bool  # LENGTH because prompt and text fill the context window
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class StopTexts:
+    """Cuts a stream of text before the first stop text, holding back what may be the start of one."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(stop)
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """What may be shown now, and whether a stop text was met (then nothing more will come)."""
+        self._held += text
+        found = [at for at in map(self._held.find, self._stop) if at >= 0]
+        if found:
+            shown, self._held = self._held[: min(found)], ""
+            return shown, True
+        n_held = max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        cut = len(self._held) - n_held
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown, False
+
+    def finish(self) -> str:
+        """What was held back and turned out to be no stop text."""
+        rest, self._held = self._held, ""
+        return rest
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def encode_prompt(backend: Backend | PromptBackend, tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The prompt's ids; an empty prompt becomes one end-of-text token, the start of a new document.
+
+    Raises ConfigError when the tokenizer does not fit the model or the prompt leaves no room in the window.
+    """
+    require(
+        tokenizer.vocab_size <= backend.vocab_size,
+        f"the tokenizer has {tokenizer.vocab_size} entries, the model only {backend.vocab_size}",
+    )
+    ids = tokenizer.encode(prompt) or [tokenizer.end_of_text_id]
+    if len(ids) >= backend.max_seq_len:
+        raise ConfigError(
+            f"the prompt has {len(ids)} tokens, which leaves no room in the context window of "
+            f"{backend.max_seq_len}; shorten it to {backend.max_seq_len - 1} or fewer"
+        )
+    return ids
+
+
+def request_of(
+    engine: Engine, tokenizer: Tokenizer, prompt: str, config: SamplingConfig, terms: Terms | None = None
+) -> Generate:
+    """What continuing `prompt` asks of the engine. Raises ConfigError as `encode_prompt`."""
+    return Generate(
+        prompt_ids=tuple(encode_prompt(engine.backend, tokenizer, prompt)),
+        sampling=config,
+        end_of_text_id=tokenizer.end_of_text_id,
+        n_choices=tokenizer.vocab_size,
+        terms=Terms() if terms is None else terms,
+    )
+
+
+class TextOfSample:
+    """Turns the tokens of one sample into pieces of text; knows when a stop text has ended it."""
+
+    def __init__(self, tokenizer: Tokenizer, config: SamplingConfig) -> None:
+        self._end_of_text_id, self._stop_ids = tokenizer.end_of_text_id, config.stop_token_ids
+        self._decoder, self._stops = IncrementalDecoder(tokenizer), StopTexts(config.stop)
+        self.stopped = False  # by a stop text: nothing more may be pushed
+        self.token_ids: list[int] = []
+
+    def push(self, token_id: int) -> Piece:
+        """The text that is certain with one more token; an end-of-text or stop token has none."""
+        self.token_ids.append(token_id)
+        text = ""
+        if token_id != self._end_of_text_id and token_id not in self._stop_ids:
+            text, self.stopped = self._stops.push(self._decoder.push(token_id))
+        return Piece(text=text, token_id=token_id)
+
+    def finish(self, reason: FinishReason, window_full: bool) -> Piece:
+        """The last piece: what was held back, and why it ended."""
+        rest = ""
+        if not self.stopped:
+            rest, self.stopped = self._stops.push(self._decoder.finish())
+            rest += self._stops.finish()
+        reason = FinishReason.STOP if self.stopped else reason
+        return Piece(
+            text=rest,
+            token_id=None,
+            finish_reason=reason,
+            window_full=window_full and reason is FinishReason.LENGTH,
+        )
+
+
+def stream(engine: Engine, tokenizer: Tokenizer, prompt: str, config: SamplingConfig) -> Iterator[Piece]:
+    """Continue `prompt`, yielding one piece per token and a last one with the finish reason.
+
+    Raises ConfigError as `encode_prompt`, and what makes the generation fail. Closing the iterator early
+    frees the sequence.
+    """
+    request = request_of(engine, tokenizer, prompt, config)
+    return _pieces(engine, request, TextOfSample(tokenizer, config))
+
+
+def _pieces(engine: Engine, request: Generate, text: TextOfSample) -> Iterator[Piece]:
+    for event in engine.stream(request):
+        if isinstance(event, NewToken):
+            yield text.push(event.token_id)
+            if text.stopped:
+                engine.stop_sample(event.request_id, 0)
+        else:
+            yield _last_piece(event, text)
+
+
+def _last_piece(event: Finished, text: TextOfSample) -> Piece:
+    result = event.result
+    if isinstance(result, Failed):
+        if isinstance(result.error, WaferGPTError):
+            raise result.error
+        raise WaferGPTError(result.message) from result.error
+    assert isinstance(result, Generated)
+    sample = result.samples[0]
+    return text.finish(sample.finish_reason, sample.window_full)
+
+
+def generate(engine: Engine, tokenizer: Tokenizer, prompt: str, config: SamplingConfig) -> Generation:
+    """Continue `prompt` to the end. Raises ConfigError as `stream`."""
+    return generate_all(engine, tokenizer, [prompt], config)[0]
+
+
+def generate_all(
+    engine: Engine, tokenizer: Tokenizer, prompts: Sequence[str], config: SamplingConfig
+) -> list[Generation]:
+    """Continue all prompts at once, each as it would be alone; in their order. Raises as `stream`."""
+    requests = [request_of(engine, tokenizer, prompt, config) for prompt in prompts]
+    numbers = [engine.submit(request) for request in requests]
+    texts = {number: TextOfSample(tokenizer, config) for number in numbers}
+    pieces: dict[int, list[Piece]] = {number: [] for number in numbers}
+    n_going = len(numbers)
+    try:
+        while n_going:
+            for event in engine.step():
+                text = texts.get(event.request_id)
+                if text is None:
+                    continue
+                if isinstance(event, NewToken):
+                    pieces[event.request_id].append(text.push(event.token_id))
+                    if text.stopped:
+                        engine.stop_sample(event.request_id, event.sample)
+                else:
+                    pieces[event.request_id].append(_last_piece(event, text))
+                    n_going -= 1
+    finally:
+        if n_going:  # one failed, or Ctrl-C
+            for number in numbers:
+                engine.cancel(number)
+            engine.step()
+    return [
+        Generation(
+            prompt=prompt,
+            text="".join(piece.text for piece in pieces[number]),
+            token_ids=tuple(texts[number].token_ids),
+            n_prompt_tokens=len(request.prompt_ids),
+            finish_reason=pieces[number][-1].finish_reason or FinishReason.LENGTH,
+            window_full=pieces[number][-1].window_full,
+        )
+        for prompt, request, number in zip(prompts, requests, numbers, strict=True)
+    ]
