@@ -69,10 +69,21 @@ def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+_SHOWN_CHARACTERS = 60
+
+
 def shown(value: object) -> str:
-    """`repr` cut to about 60 characters and always one printable line: for messages that quote a file."""
+    """`repr` on one printable line of at most 60 characters: for messages that quote a file."""
     import reprlib
 
     short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = 60
-    return short.repr(value)
+    short.maxstring = short.maxother = short.maxlong = _SHOWN_CHARACTERS
+    short.maxlevel = 2  # of a nested value the outside is enough, and the work stays bounded
+    try:
+        text = short.repr(value)
+    except ValueError:  # an integer of more digits than Python turns into text
+        text = f"{type(value).__name__} too long to show"
+    if len(text) <= _SHOWN_CHARACTERS:
+        return text
+    half = (_SHOWN_CHARACTERS - 3) // 2
+    return f"{text[:half]}...{text[-half:]}"
