@@ -3,7 +3,8 @@
 Token ids only. A step that fails fails the requests that took part in it; a request whose own logits, mask or
 sampling fail fails alone. Every request ends with exactly one `Finished`.
 
-One thread calls `step` (or `run`, `stream`, which do); any thread may `submit`, `cancel` and `stop_sample`.
+Any thread may call anything: steps happen one after the other, and whoever waits for a request of its own (`run`,
+`stream`, a `Subscription`) runs the next step for all when none has brought it news.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
 
 import numpy as np
 
@@ -55,7 +57,9 @@ class Engine:
         self._events: list[Event] = []
         self._open: set[int] = set()  # submitted, not ended
         self._next_id = 0
-        self._lock = threading.Lock()  # of the counter
+        self._lock = threading.Lock()  # of the counter and of `_boxes`
+        self._boxes: dict[int, deque[Event]] = {}  # news of requests that somebody subscribed to
+        self._stepping = threading.Lock()
 
     @property
     def has_work(self) -> bool:
@@ -68,12 +72,27 @@ class Engine:
         return self._scheduler
 
     def submit(self, request: Request) -> int:
-        """Queue a request; its number. Raises ConfigError for one that can never be served here."""
+        """Queue a request; its number. `step` returns its events.
+
+        Raises ConfigError for one that can never be served here.
+        """
         self._check(request)
+        return self._submit(request, None)
+
+    def subscribe(self, requests: Sequence[Request]) -> Subscription:
+        """Queue requests whose events come to the caller alone. Raises as `submit`, for all or none."""
+        for request in requests:
+            self._check(request)
+        box: deque[Event] = deque()
+        return Subscription(self, [self._submit(request, box) for request in requests], box)
+
+    def _submit(self, request: Request, box: deque[Event] | None) -> int:
         with self._lock:
             request_id = self._next_id
             self._next_id += 1
             self._open.add(request_id)
+            if box is not None:
+                self._boxes[request_id] = box
         deadline_s = request.terms.deadline_s
         deadline = None if deadline_s is None else self._clock() + deadline_s
         self._inbox.append(lambda: self._start(request_id, request, deadline))
@@ -88,56 +107,68 @@ class Engine:
         self._inbox.append(lambda: self._stop(request_id, sample))
 
     def step(self) -> list[Event]:
-        """One step over whatever is most due, and what came of it. Does nothing without work."""
-        while self._inbox:
-            self._inbox.popleft()()
-        self._expire()
-        planned = self._scheduler.plan() if self._jobs else []
-        if planned:
-            self._run(planned)
-        events, self._events = self._events, []
+        """One step over whatever is most due; the events of requests that `submit` queued.
+
+        Does nothing without work.
+        """
+        with self._stepping:
+            self._step()
+            events, self._events = self._events, []
         return events
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Serve these (and what else was submitted) to the end; results in their order. `submit`'s errors."""
-        for request in requests:
-            self._check(request)
-        ids = [self.submit(request) for request in requests]
-        results: dict[int, Result] = {}
-        while any(request_id in self._open for request_id in ids):
-            for event in self.step():
-                if isinstance(event, Finished):
-                    results[event.request_id] = event.result
-        return [results[request_id] for request_id in ids]
+        with self.subscribe(requests) as subscription:
+            results = {e.request_id: e.result for e in subscription if isinstance(e, Finished)}
+        return [results[request_id] for request_id in subscription.request_ids]
 
     def stream(self, request: Request) -> Iterator[Event]:
-        """The events of one request; closing the iterator early cancels it. Raises as `submit`.
+        """The events of one request; closing the iterator early cancels it. Raises as `submit`."""
+        return self._stream(self.subscribe([request]))
 
-        Events of other requests are lost to their submitters: with several at once, call `step`.
-        """
-        self._check(request)
-        return self._stream(request)
+    def next_of(self, box: deque[Event]) -> Event | None:
+        """For `Subscription`: its next event, after one more step if there is none yet; None if still none."""
+        with self._stepping:
+            if not box:
+                self._step()
+            return box.popleft() if box else None
+
+    def abandon(self, request_ids: set[int]) -> None:
+        """For `Subscription`: cancel these and drop their events."""
+        with self._stepping:
+            for request_id in request_ids:
+                self.cancel(request_id)
+            self._empty_inbox()
+            for request_id in request_ids:
+                self._boxes.pop(request_id, None)
 
     def close(self) -> None:
         """Cancel everything and give all memory back to the backend."""
-        for request_id in list(self._open):
-            self.cancel(request_id)
+        with self._stepping:
+            for request_id in list(self._open):
+                self.cancel(request_id)
+            self._empty_inbox()
+            self._events.clear()
+            self._scheduler.forget_kept()
+
+    def _stream(self, subscription: Subscription) -> Iterator[Event]:
+        with subscription:
+            yield from subscription
+
+    def _step(self) -> None:
+        self._empty_inbox()
+        self._expire()
+        planned = self._scheduler.plan() if self._jobs else []
+        if planned:
+            self._run(planned)
+
+    def _empty_inbox(self) -> None:
         while self._inbox:
             self._inbox.popleft()()
-        self._events.clear()
-        self._scheduler.forget_kept()
 
-    def _stream(self, request: Request) -> Iterator[Event]:
-        request_id = self.submit(request)
-        try:
-            while request_id in self._open:
-                yield from (event for event in self.step() if event.request_id == request_id)
-        finally:
-            if request_id in self._open:
-                self.cancel(request_id)
-                while self._inbox:
-                    self._inbox.popleft()()
-                self._events.clear()
+    def _emit(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._boxes.get(event.request_id, self._events).append(event)
 
     def _check(self, request: Request) -> None:
         """Raise ConfigError for a request that this backend could not serve even alone."""
@@ -227,7 +258,7 @@ class Engine:
             message = str(error) if isinstance(error, WaferGPTError) else f"{type(error).__name__}: {error}"
             self._fail(job.request_id, FailureKind.ERROR, message, error)
             return
-        self._events += new_tokens
+        self._emit(new_tokens)
         self._finish_if_done(job)
 
     def _chunk(self, item: Planned) -> Chunk:
@@ -263,7 +294,38 @@ class Engine:
         self._jobs.pop(request_id, None)
         self._deadlines.pop(request_id, None)
         self._open.discard(request_id)
-        self._events.append(Finished(request_id=request_id, result=result))
+        self._emit([Finished(request_id=request_id, result=result)])
+        self._boxes.pop(request_id, None)
+
+
+class Subscription:
+    """Some requests and their events, in the order in which they happen: an iterator that ends with the last one.
+
+    Leaving it as a context manager cancels what has not ended.
+    """
+
+    def __init__(self, engine: Engine, request_ids: Sequence[int], box: deque[Event]) -> None:
+        self.request_ids = tuple(request_ids)
+        self._engine, self._box = engine, box
+        self._going = set(request_ids)
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._going:
+            self._engine.abandon(self._going)
+
+    def __iter__(self) -> Iterator[Event]:
+        while self._going:
+            event = self._engine.next_of(self._box)
+            if event is None:
+                continue
+            if isinstance(event, Finished):
+                self._going.discard(event.request_id)
+            yield event
 
 
 def _check_bias(request: Generate, n_choices: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from wafergpt.backends.backend import Backend, PromptBackend
+from wafergpt.backends.backend import Backend
 from wafergpt.config import require
 from wafergpt.errors import ConfigError, WaferGPTError
 from wafergpt.inference.engine import Engine
@@ -75,7 +75,7 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def encode_prompt(backend: Backend | PromptBackend, tokenizer: Tokenizer, prompt: str) -> list[int]:
+def encode_prompt(backend: Backend, tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The prompt's ids; an empty prompt becomes one end-of-text token, the start of a new document.
 
     Raises ConfigError when the tokenizer does not fit the model or the prompt leaves no room in the window.
@@ -179,28 +179,18 @@ def generate_all(
 ) -> list[Generation]:
     """Continue all prompts at once, each as it would be alone; in their order. Raises as `stream`."""
     requests = [request_of(engine, tokenizer, prompt, config) for prompt in prompts]
-    numbers = [engine.submit(request) for request in requests]
-    texts = {number: TextOfSample(tokenizer, config) for number in numbers}
-    pieces: dict[int, list[Piece]] = {number: [] for number in numbers}
-    n_going = len(numbers)
-    try:
-        while n_going:
-            for event in engine.step():
-                text = texts.get(event.request_id)
-                if text is None:
-                    continue
-                if isinstance(event, NewToken):
-                    pieces[event.request_id].append(text.push(event.token_id))
-                    if text.stopped:
-                        engine.stop_sample(event.request_id, event.sample)
-                else:
-                    pieces[event.request_id].append(_last_piece(event, text))
-                    n_going -= 1
-    finally:
-        if n_going:  # one failed, or Ctrl-C
-            for number in numbers:
-                engine.cancel(number)
-            engine.step()
+    with engine.subscribe(requests) as subscription:
+        numbers = subscription.request_ids
+        texts = {number: TextOfSample(tokenizer, config) for number in numbers}
+        pieces: dict[int, list[Piece]] = {number: [] for number in numbers}
+        for event in subscription:
+            text = texts[event.request_id]
+            if isinstance(event, NewToken):
+                pieces[event.request_id].append(text.push(event.token_id))
+                if text.stopped:
+                    engine.stop_sample(event.request_id, event.sample)
+            else:
+                pieces[event.request_id].append(_last_piece(event, text))
     return [
         Generation(
             prompt=prompt,

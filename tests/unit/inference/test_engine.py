@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -333,3 +333,45 @@ def test_closing_gives_everything_back() -> None:
     found.step()
     found.close()
     assert not backend.tokens and not found.has_work and found.scheduler.n_pages_free == 64
+
+
+def tokens_of(events: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(event.token_id for event in events if isinstance(event, NewToken))
+
+
+def test_streams_and_runs_within_each_other_lose_nothing() -> None:
+    found, backend = engine()
+    config = SamplingConfig(seed=3, max_new_tokens=12)
+    submitted = found.submit(Generate(prompt_ids=(9, 9), sampling=config))
+    outer, inner = [], []
+    for event in found.stream(Generate(prompt_ids=(1, 2), sampling=config)):
+        outer.append(event)
+        inner.append(only(found.run([Generate(prompt_ids=(3,), sampling=config)])[0]))
+    assert tokens_of(outer) == tuple(by_hand((1, 2), config))
+    assert set(inner) == {tuple(by_hand((3,), config))}
+    assert tokens_of(found.step()) == tuple(by_hand((9, 9), config)), "the submitter's events wait for it"
+    assert not found.has_work and submitted == 0
+    found.close()
+    assert not backend.tokens
+
+
+def test_many_threads_share_steps() -> None:
+    found, backend = engine()
+    config, wrong = SamplingConfig(seed=3, max_new_tokens=12), []
+
+    def use(first: int) -> None:
+        for i in range(5):
+            prompt = (first, i)
+            if tokens_of(found.stream(Generate(prompt_ids=prompt, sampling=config))) != tuple(
+                by_hand(prompt, config)
+            ):
+                wrong.append(prompt)
+
+    threads = [threading.Thread(target=use, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not wrong and not any(thread.is_alive() for thread in threads)
+    found.close()
+    assert not backend.tokens
