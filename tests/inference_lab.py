@@ -1,14 +1,18 @@
-"""A backend that needs no model: rows are a hash of the tokens so far; the rules are checked."""
+"""A backend that needs no model (rows are a hash of the tokens so far, its rules checked); the plain loop."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wafergpt.backends.backend import Capacity, Chunk, ChunkResult, OutOfPages
+from wafergpt.backends.backend import Backend, Capacity, Chunk, ChunkResult, OutOfPages
+from wafergpt.inference.request import FinishReason
+from wafergpt.inference.sampling import Sampler, SamplingConfig
+from wafergpt.inference.text import Generation, Piece, TextOfSample, encode_prompt
+from wafergpt.tokenizer.bpe import Tokenizer
 
 D_MODEL = 4
 
@@ -98,3 +102,44 @@ class HashBackend:
         self.tokens[self.n_handles], self.pages[self.n_handles] = list(tokens), pages
         self.n_pages_peak = max(self.n_pages_peak, self.n_pages_used)
         return self.n_handles
+
+
+def plain_stream(
+    backend: Backend, tokenizer: Tokenizer, prompt: str, config: SamplingConfig
+) -> Iterator[Piece]:
+    """One prompt, one loop of run and sample, no engine: what `text.stream` must agree with."""
+    ids = encode_prompt(backend, tokenizer, prompt)
+    room = backend.max_seq_len - len(ids)
+    sampler = Sampler(config, ids, ending_ids=[tokenizer.end_of_text_id])
+    text, sequence = TextOfSample(tokenizer, config), backend.open()
+    reason, new_ids = None, list(ids)
+    while reason is None:
+        logits = backend.run([Chunk(sequence=sequence, token_ids=new_ids)])[0].logits
+        assert logits is not None
+        token_id = sampler.choose(logits[0, : tokenizer.vocab_size])
+        if token_id == tokenizer.end_of_text_id:
+            reason = FinishReason.END_OF_TEXT
+        elif token_id in config.stop_token_ids:
+            reason = FinishReason.STOP
+        elif len(sampler.new_ids) == min(room, config.max_new_tokens):
+            reason = FinishReason.LENGTH
+        yield text.push(token_id)
+        if text.stopped:
+            reason = FinishReason.STOP
+        new_ids = [token_id]
+    backend.release(sequence)
+    yield text.finish(reason, window_full=len(sampler.new_ids) == room)
+
+
+def plain_generate(backend: Backend, tokenizer: Tokenizer, prompt: str, config: SamplingConfig) -> Generation:
+    """All of `plain_stream`."""
+    pieces = list(plain_stream(backend, tokenizer, prompt, config))
+    assert pieces[-1].finish_reason is not None
+    return Generation(
+        prompt=prompt,
+        text="".join(piece.text for piece in pieces),
+        token_ids=tuple(piece.token_id for piece in pieces if piece.token_id is not None),
+        n_prompt_tokens=len(encode_prompt(backend, tokenizer, prompt)),
+        finish_reason=pieces[-1].finish_reason,
+        window_full=pieces[-1].window_full,
+    )

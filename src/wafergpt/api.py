@@ -5,24 +5,23 @@ What needs torch is imported inside the functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wafergpt.backends.backend import PromptBackend
-from wafergpt.checkpoints.checkpoint import Skipped
-from wafergpt.checkpoints.native import load_checkpoint
-from wafergpt.config import from_dict, override, require
 from wafergpt.config import load as load_config
+from wafergpt.config import override, require
 from wafergpt.data.config import PrepareConfig
 from wafergpt.data.shards import Manifest
-from wafergpt.errors import CheckpointError, ConfigError
+from wafergpt.errors import ConfigError
 from wafergpt.evaluation.report import EvaluationReport
-from wafergpt.inference import generate as generation
+from wafergpt.inference import text
+from wafergpt.inference.engine import Engine
 from wafergpt.inference.sampling import SamplingConfig
-from wafergpt.inference.text import Generation, Piece
-from wafergpt.model.config import FlopsConvention, GPTConfig
+from wafergpt.inference.text import Generation
+from wafergpt.loading import LoadedModel, load, sampling_of
+from wafergpt.model.config import FlopsConvention
 from wafergpt.recipes.budget import TrainingRate
 from wafergpt.recipes.compute_optimal import Recipe
 from wafergpt.recipes.scaling_law import Status
@@ -32,7 +31,6 @@ from wafergpt.training.config import TrainConfig
 from wafergpt.units import format_count, format_flops
 
 if TYPE_CHECKING:
-    from wafergpt.checkpoints.huggingface.config import MissingScale
     from wafergpt.data.prepare import Prepared, Progress
     from wafergpt.training.fit import FitResult
 
@@ -41,92 +39,16 @@ __all__ = ["LoadedModel", "SamplingConfig", "TrainConfig", "evaluate", "generate
 Sampler = Callable[[Any, int], list[str]]  # (the GPT in training, the step) -> texts
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoadedModel:
-    """A trained model ready to use, with its tokenizer and where it came from."""
-
-    config: GPTConfig
-    tokenizer: Tokenizer
-    backend: PromptBackend
-    checkpoint_path: Path
-    step: int | None  # None: a format that does not say
-    skipped: tuple[Skipped, ...] = ()  # newer checkpoints that did not verify, and why
-    notes: tuple[str, ...] = ()  # what reading a foreign format dropped or assumed
-
-    def generate(self, prompt: str, sampling: SamplingConfig | None = None, **options: Any) -> Generation:
-        """Continue `prompt`. Give a `SamplingConfig`, or its fields as options. Raises ConfigError."""
-        return generation.generate(self.backend, self.tokenizer, prompt, _sampling(sampling, options))
-
-    def stream(self, prompt: str, sampling: SamplingConfig | None = None, **options: Any) -> Iterator[Piece]:
-        """As `generate`, piece by piece while the model writes. Raises ConfigError."""
-        return generation.stream(self.backend, self.tokenizer, prompt, _sampling(sampling, options))
-
-
-def _sampling(sampling: SamplingConfig | None, options: dict[str, Any]) -> SamplingConfig:
-    require(sampling is None or not options, "give either a SamplingConfig or its fields, not both")
-    return sampling or from_dict(SamplingConfig, options)
-
-
-def load(
-    model: Path | str, *, revision: str | None = None, mup_logit_scale: MissingScale | str | None = None
-) -> LoadedModel:
-    """Load a model with its tokenizer, float32, on the CPU.
-
-    `model` is a run folder (its newest checkpoint that verifies), one checkpoint folder, a Hugging Face
-    folder or hub name (at `revision`), a .gguf or a .mdl file. `mup_logit_scale` ("config" or "recipe") says
-    what a muP config means that leaves its logit scale out.
-
-    Raises CheckpointError, ConfigError, StorageError, DataError, MissingDependencyError.
-    """
-    from wafergpt.conversion import formats
-
-    path = formats.locate(str(model), revision)
-    if formats.detect(path) is formats.Format.NATIVE:
-        return _load_native(path)
-    from wafergpt.backends.torch_eager import TorchEager
-    from wafergpt.model.gpt import GPT
-
-    stored = formats.read(path, mup_logit_scale=mup_logit_scale).model
-    if stored.tokenizer is None:
-        raise CheckpointError(f"'{model}' holds no tokenizer")
-    return LoadedModel(
-        config=stored.config,
-        tokenizer=stored.tokenizer,
-        backend=TorchEager(GPT.from_stored(stored)),
-        checkpoint_path=path,
-        step=None,
-        notes=stored.notes,
-    )
-
-
-def _load_native(directory: Path) -> LoadedModel:
-    from wafergpt.backends.torch_eager import TorchEager
-    from wafergpt.model.gpt import GPT
-
-    checkpoint = load_checkpoint(directory, groups=["model"])
-    if "tokenizer.json" not in checkpoint.blobs:
-        raise CheckpointError(f"checkpoint '{checkpoint.path}' holds no tokenizer")
-    model = GPT.from_checkpoint(checkpoint)
-    return LoadedModel(
-        config=model.config,
-        tokenizer=Tokenizer.from_bytes(checkpoint.blobs["tokenizer.json"]),
-        backend=TorchEager(model),
-        checkpoint_path=checkpoint.path,
-        step=checkpoint.step,
-        skipped=checkpoint.skipped,
-    )
-
-
 def generate(
     model: LoadedModel | Path | str, prompt: str, sampling: SamplingConfig | None = None, **options: Any
 ) -> Generation:
     """Continue `prompt` with a loaded model or what `load` takes.
 
     Give a `SamplingConfig`, or its fields as options: temperature, top_k, top_p, seed, stop,
-    max_new_tokens. Raises ConfigError for an unknown option or a prompt that leaves no room in the
+    max_new_tokens, ... Raises ConfigError for an unknown option or a prompt that leaves no room in the
     context window; what `load` raises for a folder.
     """
-    sampling = _sampling(sampling, options)
+    sampling = sampling_of(sampling, options)
     loaded = model if isinstance(model, LoadedModel) else load(model)
     return loaded.generate(prompt, sampling)
 
@@ -146,11 +68,12 @@ def evaluate(
     ConfigError, NonFiniteError; what `load` raises for a folder.
     """
     from wafergpt.evaluation.held_out import HeldOut, evaluate_text
+    from wafergpt.evaluation.scoring import EngineScorer
 
     loaded = model if isinstance(model, LoadedModel) else load(model)
     held_out = HeldOut.open([Path(path) for path in data], loaded.tokenizer)
     return evaluate_text(
-        loaded.backend,
+        EngineScorer(loaded.engine),
         loaded.tokenizer,
         held_out,
         name=f"this model ({format_count(loaded.config.n_params)} parameters)",
@@ -237,13 +160,13 @@ def make_sampler(
 
     `data` holds the tokenizer. Raises ConfigError, DataError.
     """
-    config, tokenizer = _sampling(sampling, options), Tokenizer.load(data)
+    config, tokenizer = sampling_of(sampling, options), Tokenizer.load(data)
 
     def sample(model: Any, step: int) -> list[str]:
         from wafergpt.backends.torch_eager import TorchEager
 
-        backend = TorchEager(model)
-        return [prompt + generation.generate(backend, tokenizer, prompt, config).text for prompt in prompts]
+        found = text.generate_all(Engine(TorchEager(model)), tokenizer, prompts, config)
+        return [generation.prompt + generation.text for generation in found]
 
     return sample
 

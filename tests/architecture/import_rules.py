@@ -97,6 +97,7 @@ RULES: dict[str, Rule] = {
     ),
     "runs": _free(8, "recipes", *_MODEL_SHAPE, "training.config", "finetuning.config"),
     "api": _torch(9, ""),  # "": everything below
+    "loading": _torch(9, ""),
     "conversion": _torch(9, "", third_party=("numpy",)),
     "engines": _torch(9, "", third_party=("numpy", "transformers", "xllamacpp")),
     "quickstart": _torch(9, "", third_party=("rich",)),
@@ -109,7 +110,7 @@ RULES: dict[str, Rule] = {
 }
 
 # Imports of this package inside functions: where --help, or `import wafergpt` without torch, must stay cheap.
-MAY_DEFER = ("", "cli", "api", "quickstart")
+MAY_DEFER = ("", "cli", "api", "loading", "quickstart")
 
 
 def component_of(module: str) -> str | None:

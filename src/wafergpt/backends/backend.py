@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from wafergpt.errors import WaferGPTError
 
-LogitRow = NDArray[np.float32]  # [V]
-LogitRows = NDArray[np.float32]  # [B, V]
+LogitRows = NDArray[np.float32]  # [N, V]
 
 
 class OutOfPages(WaferGPTError):  # noqa: N818 (a state of the memory, met every day)
@@ -47,14 +46,6 @@ class ChunkResult:
 
     logits: LogitRows | None  # [n_logits, V]
     hidden: NDArray[np.float32] | None  # [n, D] of this chunk's positions, after the final LayerNorm
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prefill:
-    """A sequence that the backend now holds, and the logits after its last token."""
-
-    handle: int
-    logits: LogitRow  # [V]
 
 
 class Backend(Protocol):
@@ -105,42 +96,5 @@ class Backend(Protocol):
         ...
 
     def release(self, sequence: int) -> None:
-        """Forget a sequence and free its memory. Releasing an unknown handle is a ConfigError."""
-        ...
-
-
-class PromptBackend(Protocol):
-    """Runs one model, a whole prompt at a time: what `inference.generate` and `evaluation` ask of it.
-
-    All methods raise ConfigError for ids outside the vocabulary or a full window.
-    """
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of logits in a row."""
-        ...
-
-    @property
-    def max_seq_len(self) -> int:
-        """Context window in tokens: the most that `prefill` and `decode` together may be given."""
-        ...
-
-    def prefill(self, token_ids: Sequence[int]) -> Prefill:
-        """Start a sequence with its first (at least one) tokens. The caller must `release` the handle."""
-        ...
-
-    def decode(self, handles: Sequence[int], token_ids: Sequence[int]) -> LogitRows:
-        """Append one token to each sequence; the logits after it, [B, V] in the order of `handles`."""
-        ...
-
-    def score(self, windows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        """Log-probabilities (nats, <= 0) of what each window says next, given what it said before.
-
-        Windows hold 2 to max_seq_len + 1 tokens and may differ in length. Entry i of a result is
-        log p(window[i + 1] | window[0..i]); its length is the window's minus one.
-        """
-        ...
-
-    def release(self, handle: int) -> None:
         """Forget a sequence and free its memory. Releasing an unknown handle is a ConfigError."""
         ...

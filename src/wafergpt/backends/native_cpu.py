@@ -25,6 +25,7 @@ from wafergpt.backends.packed_model import (
     Layout,
     PackedModel,
     Precision,
+    find_packed,
     layout,
     open_packed,
     pack_model,
@@ -65,15 +66,16 @@ class NativeCPU:
         pin_threads: bool = False,
         isa: str | None = None,
     ) -> None:
-        """`n_threads`: every core this process may use; pinned, each to one of them. `isa`: $WAFERGPT_ISA.
+        """`n_threads`: $OMP_NUM_THREADS, else every core this process may use. `isa`: $WAFERGPT_ISA.
 
+        Pinned threads have a core each.
         Raises ConfigError; MissingDependencyError when the library cannot be had.
         """
         self.config, self.precision = model.config, model.precision
         self.isa = native.choose_isa(isa)
         self._model = model  # keeps the mapping alive
         cpus = sorted(os.sched_getaffinity(0))
-        self.n_threads = len(cpus) if n_threads is None else n_threads
+        self.n_threads = _default_threads(len(cpus)) if n_threads is None else n_threads
         require(1 <= self.n_threads <= 1024, f"n_threads = {self.n_threads} is not in 1..1024")
         require(
             not pin_threads or self.n_threads <= len(cpus),
@@ -116,8 +118,11 @@ class NativeCPU:
         precision = Precision.parse(precision)
         n_threads = len(os.sched_getaffinity(0))  # of packing
         if source is not None:
-            path = pack_once(stored, precision, folder=folder, source=source, n_threads=n_threads)
-            return cls.from_packed(path, **options)
+            found = find_packed(folder, source, precision)
+            if found is None:
+                path = pack_once(stored, precision, folder=folder, source=source, n_threads=n_threads)
+                found = open_packed(path)
+            return cls(found, **options)
         with tempfile.TemporaryDirectory(prefix="wafergpt-packed-") as scratch:
             path = Path(scratch) / "model.wgpack"
             pack_model(stored, precision, path, n_threads=n_threads)
@@ -337,6 +342,12 @@ def _layer(places: Layout, index: int, format: native.Format) -> native.LayerStr
         fc=_matrix(places, f"{block}.mlp.c_fc", format),
         ffn_out=_matrix(places, f"{block}.mlp.c_proj", format),
     )
+
+
+def _default_threads(n_cores: int) -> int:
+    """OpenMP's variable is what everybody sets; a list is for nested regions: the first counts."""
+    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(int(text), n_cores) if text.isdigit() and int(text) else n_cores
 
 
 def _starts(counts: Sequence[int]) -> list[int]:

@@ -307,19 +307,32 @@ def packed_path(folder: Path | None, source: str, precision: Precision) -> Path:
     return elsewhere
 
 
+def find_packed(folder: Path | None, source: str, precision: Precision) -> PackedModel | None:
+    """The packed model that `pack_once` kept, if it is there and readable."""
+    path = packed_path(folder, source, precision)
+    try:
+        found = open_packed(path) if path.exists() else None
+    except CheckpointError:  # damaged: made anew
+        return None
+    return found if found is not None and found.source == source else None
+
+
 def pack_once(
     stored: StoredModel, precision: Precision, *, folder: Path | None, source: str, n_threads: int = 1
 ) -> Path:
     """The packed file of a model with that `source` hash, made if it is not there or not readable.
 
-    Raises StorageError, CheckpointError, MissingDependencyError.
+    Beside a model one file is kept for each precision: that of the newest weights. Raises StorageError,
+    CheckpointError, MissingDependencyError.
     """
     path = packed_path(folder, source, precision)
-    try:
-        if open_packed(path).source == source:
-            return path
-    except CheckpointError:
-        pass  # not there, or damaged: made anew
+    if find_packed(folder, source, precision) is not None:
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     pack_model(stored, precision, path, source=source, n_threads=n_threads)
+    if folder is not None and path.parent.parent == folder:
+        for other in path.parent.glob(f"{precision}-*{SUFFIX}"):
+            if other != path:
+                with contextlib.suppress(OSError):
+                    other.unlink()
     return path

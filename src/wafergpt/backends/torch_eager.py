@@ -5,27 +5,23 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from wafergpt.backends.backend import Capacity, Chunk, ChunkResult, LogitRow, LogitRows, Prefill
+from wafergpt.backends.backend import Capacity, Chunk, ChunkResult
 from wafergpt.backends.pages import PageLedger
 from wafergpt.config import require
 from wafergpt.model.cache import KVCache
 from wafergpt.model.gpt import GPT
 from wafergpt.model.inputs import check_ids
 
-# Positions whose [V] logits exist at once while scoring: 103 MB of float32 at V = 50257.
-_SCORE_CHUNK_POSITIONS = 512
 # torch keeps a whole window for every sequence and no pages: they are counted, as the Protocol promises.
 _PAGE_TOKENS = 16
 _DEFAULT_WINDOWS = 16
 
 
 class TorchEager:
-    """A `Backend` and `PromptBackend` over one `GPT`, on whatever device and in whatever dtype the model is.
+    """A `Backend` over one `GPT`, on whatever device and in whatever dtype the model is.
 
     The chunks of a step run one after the other, so what else is in the step changes nothing; how a prompt is
     cut changes the order of float sums, so rows may then differ in their last bits.
@@ -41,8 +37,7 @@ class TorchEager:
         require(n_pages >= 1, f"n_pages = {n_pages} must be at least 1")
         self.capacity = Capacity(page_tokens=_PAGE_TOKENS, n_pages=n_pages)
         self._pages = PageLedger(self.capacity)
-        self._sequences: dict[int, KVCache] = {}  # of open and fork
-        self._caches: dict[int, KVCache] = {}  # of prefill
+        self._sequences: dict[int, KVCache] = {}
         self._handles = itertools.count()
 
     @property
@@ -92,51 +87,8 @@ class TorchEager:
             self._pages.grow(chunk.sequence, length)
         return [self._run(c, cache, i) for c, cache, i in zip(chunks, caches, ids, strict=True)]
 
-    def prefill(self, token_ids: Sequence[int]) -> Prefill:
-        """See `Backend.prefill`."""
-        cache = self._new_cache()
-        logits = self._append(cache, token_ids)
-        handle = next(self._handles)
-        self._caches[handle] = cache
-        return Prefill(handle=handle, logits=logits)
-
-    def decode(self, handles: Sequence[int], token_ids: Sequence[int]) -> LogitRows:
-        """See `Backend.decode`. Everything is checked before any sequence is changed."""
-        require(len(handles) == len(token_ids), f"{len(handles)} sequences but {len(token_ids)} tokens")
-        require(len(set(handles)) == len(handles), "a sequence is named twice in one decode")
-        check_ids("token id", torch.tensor(list(token_ids) or [0]), self.vocab_size, "the vocabulary")
-        caches = [_get(self._caches, handle) for handle in handles]
-        for cache in caches:
-            self._check_room(cache, 1)
-        rows = [self._append(cache, [i]) for cache, i in zip(caches, token_ids, strict=True)]
-        return np.stack(rows) if rows else np.empty((0, self.vocab_size), np.float32)
-
-    def score(self, windows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        """See `Backend.score`. Windows run together, shorter ones padded on the right."""
-        if not windows:
-            return []
-        lengths = [len(window) for window in windows]
-        longest = self.max_seq_len + 1
-        for length in lengths:
-            require(2 <= length <= longest, f"a window to score holds 2 to {longest} tokens, not {length}")
-        device = self.model.wte.weight.device
-        ids = torch.zeros(len(windows), max(lengths), dtype=torch.int64)  # [B, T + 1]
-        for row, window in enumerate(windows):
-            ids[row, : len(window)] = torch.as_tensor(np.asarray(window, dtype=np.int64))
-        check_ids("token id", ids, self.vocab_size, "the vocabulary")
-        ids = ids.to(device)
-        # Padding stands after the real tokens, so causality alone keeps it from them: no mask is needed.
-        with torch.no_grad():
-            hidden = self.model(ids[:, :-1], n_logits=0).last_hidden_state  # [B, T, D]
-            scores = self._log_probabilities(hidden.flatten(0, 1), ids[:, 1:].flatten())
-        rows = scores.view(len(windows), -1).cpu().numpy()  # [B, T]
-        return [row[: length - 1].copy() for row, length in zip(rows, lengths, strict=True)]
-
     def release(self, sequence: int) -> None:
-        """See `Backend.release`; also of what `prefill` gave."""
-        if sequence in self._caches:
-            del self._caches[sequence]
-            return
+        """See `Backend.release`."""
         _get(self._sequences, sequence)
         del self._sequences[sequence]
         self._pages.release(sequence)
@@ -167,22 +119,6 @@ class TorchEager:
             cache.length + n_new <= self.max_seq_len,
             f"{cache.length} tokens held and {n_new} new do not fit the context window of {self.max_seq_len}",
         )
-
-    def _append(self, cache: KVCache, token_ids: Sequence[int]) -> LogitRow:
-        self._check_room(cache, len(token_ids))
-        ids = torch.tensor([list(token_ids)], dtype=torch.int64, device=cache.keys.device)  # [1, T]
-        with torch.no_grad():
-            logits = self.model(ids, cache=cache, n_logits=1).logits  # [1, 1, V]
-        return logits[0, 0].float().cpu().numpy()  # type: ignore[no-any-return]
-
-    def _log_probabilities(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """hidden [N, D], targets [N] -> float32 [N], by chunks so that [N, V] never exists."""
-        parts = []
-        for start in range(0, len(targets), _SCORE_CHUNK_POSITIONS):
-            rows = slice(start, start + _SCORE_CHUNK_POSITIONS)
-            logits = self.model.logits(hidden[rows]).float()  # [chunk, V]
-            parts.append(logits.gather(1, targets[rows, None])[:, 0] - logits.logsumexp(1))
-        return torch.cat(parts)
 
 
 def _get(caches: dict[int, KVCache], handle: int) -> KVCache:

@@ -43,10 +43,12 @@ class Checkpoint:
     """A verified checkpoint in memory. Arrays are writable and belong to the caller.
 
     `tensors` maps group ("model", "optimizer") to {name: array}; `documents` and `blobs` map file names.
+    `manifest_sha256` stands for every byte of it: the manifest holds the hash of each file.
     """
 
     step: int
     path: Path
+    manifest_sha256: str
     tensors: dict[str, dict[str, Array]]
     documents: dict[str, Any]
     blobs: dict[str, bytes]
@@ -67,8 +69,12 @@ def parse_step_name(name: str) -> tuple[int, int] | None:
     return (step, generation) if step_name(step, generation) == name else None
 
 
-def read_checkpoint(files: FileLayer, path: Path, groups: Collection[str] | None = None) -> Checkpoint:
+def read_checkpoint(
+    files: FileLayer, path: Path, groups: Collection[str] | None = None, *, verify_all: bool = True
+) -> Checkpoint:
     """Read and verify all of `path`; keep in memory only the named tensor groups (None: all of them).
+
+    Without `verify_all` the files of the other groups are not opened.
 
     Raises CheckpointError with the reason (without the path), StorageError when the machine lacks handles
     or memory.
@@ -78,7 +84,8 @@ def read_checkpoint(files: FileLayer, path: Path, groups: Collection[str] | None
     except OSError as error:
         raise _unreadable("the folder", error) from error
     try:
-        manifest = Manifest.from_bytes(_read_manifest(files, directory))
+        data = _read_manifest(files, directory)
+        manifest = Manifest.from_bytes(data)
         named = parse_step_name(path.name)
         if named is not None and named[0] != manifest.step:
             raise CheckpointError(f"{MANIFEST_NAME} is that of step {manifest.step}")
@@ -88,19 +95,33 @@ def read_checkpoint(files: FileLayer, path: Path, groups: Collection[str] | None
         missing = set(groups or ()) - available
         if missing:
             raise CheckpointError(f"it has no tensors named {', '.join(sorted(missing))}")
-        return _read_files(files, directory, path, manifest, groups)
+        checkpoint = Checkpoint(
+            step=manifest.step,
+            path=path,
+            manifest_sha256=hashlib.sha256(data).hexdigest(),
+            tensors={},
+            documents={},
+            blobs={},
+        )
+        _read_files(files, directory, manifest, checkpoint, groups, verify_all)
+        return checkpoint
     finally:
         files.close(directory)
 
 
 def _read_files(
-    files: FileLayer, directory: int, path: Path, manifest: Manifest, groups: Collection[str] | None
-) -> Checkpoint:
-    checkpoint = Checkpoint(step=manifest.step, path=path, tensors={}, documents={}, blobs={})
+    files: FileLayer,
+    directory: int,
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    groups: Collection[str] | None,
+    verify_all: bool,
+) -> None:
     for name, entry in manifest.files.items():
         group = name.removesuffix(TENSOR_SUFFIX)
         if entry.kind is FileKind.TENSORS and groups is not None and group not in groups:
-            _read_file(files, directory, name, entry.digest, keep=False)
+            if verify_all:
+                _read_file(files, directory, name, entry.digest, keep=False)
             continue
         buffer = _read_file(files, directory, name, entry.digest, keep=True)
         if entry.kind is FileKind.TENSORS:
@@ -112,7 +133,6 @@ def _read_files(
                 checkpoint.documents[name] = parse_json(buffer.tobytes())
             except ValueError as error:
                 raise CheckpointError(f"{name}: not valid JSON: {error}") from None
-    return checkpoint
 
 
 def _read_file(

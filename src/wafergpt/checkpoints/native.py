@@ -119,17 +119,18 @@ class CheckpointStore:
         found = sorted(((key, name) for key, name in names if key is not None), reverse=True)
         return [self.root / name for _, name in found]
 
-    def load_newest(self, groups: Collection[str] | None = None) -> Checkpoint:
+    def load_newest(self, groups: Collection[str] | None = None, *, verify_all: bool = True) -> Checkpoint:
         """The newest checkpoint that verifies; `skipped` says what newer ones were passed over and why.
 
-        `groups` limits which tensor groups are kept in memory (all files are verified all the same).
+        `groups` limits which tensor groups are kept in memory (all files are verified all the same, unless
+        `verify_all` is false).
         Raises CheckpointError when there is none, StorageError when the machine lacks file handles or memory.
         """
         for _ in range(_MAX_RESTARTS):
             skipped: list[Skipped] = []
             for path in self.paths():
                 try:
-                    checkpoint = read_checkpoint(self.files, path, groups)
+                    checkpoint = read_checkpoint(self.files, path, groups, verify_all=verify_all)
                 except CheckpointError as error:
                     if path not in self.paths():
                         break  # removed by the writer while it was read: look again
@@ -140,10 +141,12 @@ class CheckpointStore:
                 raise CheckpointError(self._nothing_found(skipped))
         raise CheckpointError(f"checkpoints in '{self.root}' vanish faster than they can be read")
 
-    def load(self, path: Path, groups: Collection[str] | None = None) -> Checkpoint:
+    def load(
+        self, path: Path, groups: Collection[str] | None = None, *, verify_all: bool = True
+    ) -> Checkpoint:
         """This very checkpoint, verified. Raises CheckpointError, StorageError; see `load_newest`."""
         try:
-            return read_checkpoint(self.files, Path(path).resolve(), groups)
+            return read_checkpoint(self.files, Path(path).resolve(), groups, verify_all=verify_all)
         except CheckpointError as error:
             raise CheckpointError(f"cannot load checkpoint '{path}': {error}") from error
 
@@ -268,18 +271,20 @@ class CheckpointStore:
             _log.warning("the leftover '%s' stays until the next save: %s", path, error)
 
 
-def load_checkpoint(directory: Path, groups: Collection[str] | None = None) -> Checkpoint:
+def load_checkpoint(
+    directory: Path, groups: Collection[str] | None = None, *, verify_all: bool = True
+) -> Checkpoint:
     """Load from a run folder, a folder of checkpoints (newest verified), or one checkpoint folder.
 
     Raises CheckpointError, StorageError; see `CheckpointStore.load_newest`.
     """
     path, files = Path(directory).resolve(), OSFiles()
     if files.kind(path / MANIFEST_NAME) is not Kind.MISSING or parse_step_name(path.name):
-        return CheckpointStore(path.parent).load(path, groups)
+        return CheckpointStore(path.parent).load(path, groups, verify_all=verify_all)
     for root in (path / CHECKPOINTS_NAME, path):
         store = CheckpointStore(root)
         if store.paths():
-            return store.load_newest(groups)
+            return store.load_newest(groups, verify_all=verify_all)
     raise CheckpointError(
         f"'{directory}' holds no checkpoint" if path.exists() else f"'{directory}' does not exist"
     )

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from wafergpt.cli import options
+
 
 def eval(
     model: Annotated[
@@ -33,16 +35,16 @@ def eval(
             "--baselines", help="Also gzip -9, xz and 1-, 3- and 5-gram Kneser-Ney on the same text."
         ),
     ] = False,
+    backend: options.Backend = "auto",
+    precision: options.Precision = None,
+    device: options.Device = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Measure the model in --model on the text in --data; every token is predicted exactly once."""
     from wafergpt import api
 
-    loaded = api.load(model)
-    for skipped in loaded.skipped:
-        print(f"note: skipped checkpoint '{skipped.path}': {skipped.reason}", file=sys.stderr)
-    for note in loaded.notes:
-        print(f"note: {note}", file=sys.stderr)
+    loaded = api.load(model, backend=backend, precision=precision, device=device)
+    options.say_notes(loaded)
     report = api.evaluate(loaded, data, seq_len=seq_len, stride=stride, baselines=baselines)
     if baselines and len(report.rows) == 2:
         print("note: n-gram baselines need a prepared folder, for its training text", file=sys.stderr)

@@ -31,7 +31,7 @@ COUNTING = (
 
 
 class Scorer(Protocol):
-    """What is needed of a model; `backends.backend.PromptBackend` has it."""
+    """What is needed of a model; `scoring.EngineScorer` has it."""
 
     @property
     def vocab_size(self) -> int:
@@ -43,8 +43,11 @@ class Scorer(Protocol):
         """The most tokens a prediction can be conditioned on."""
         ...
 
-    def score(self, windows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        """Log-probability (nats, <= 0) of each token of each window after the first: [len - 1] each."""
+    def score(self, windows: Sequence[Sequence[int]], n_context: Sequence[int]) -> list[NDArray[np.float32]]:
+        """Log-probability (nats, <= 0) of each window's tokens from its `n_context` (>= 1) on.
+
+        Each token is predicted from all before it in its window: [len - n_context] for each window.
+        """
         ...
 
 
@@ -191,7 +194,7 @@ def _score_batch(
     scorer: Scorer, tokens: TokenStream, batch: list[Window], seq_len: int, end_of_text_id: int
 ) -> float:
     """Sum of the counted log-probabilities of `batch`, in float64."""
-    inputs = []
+    inputs, n_context = [], []
     for window in batch:
         first = max(window.start - 1, 0)  # the stream begins with end-of-text at position -1
         ids = tokens.read(first, window.start + seq_len - first).astype(np.int64)
@@ -201,10 +204,12 @@ def _score_batch(
                 "was the text prepared with another tokenizer?"
             )
         inputs.append([*([end_of_text_id] if window.start == 0 else []), *ids.tolist()])
+        n_context.append(1 + window.n_skipped)
     total = 0.0
-    for window, row in zip(batch, scorer.score(inputs), strict=True):
-        assert row.shape == (seq_len,), f"a scorer returned shape {row.shape} for {seq_len} predictions"
-        counted = row[window.n_skipped :].astype(np.float64)
+    for window, row in zip(batch, scorer.score(inputs, n_context), strict=True):
+        n_counted = seq_len - window.n_skipped
+        assert row.shape == (n_counted,), f"a scorer returned shape {row.shape} for {n_counted} predictions"
+        counted = row.astype(np.float64)
         if not np.isfinite(counted).all():
             place = window.start + window.n_skipped + int(np.flatnonzero(~np.isfinite(counted))[0])
             raise NonFiniteError(f"the model gives held-out token {place} no finite log-probability")

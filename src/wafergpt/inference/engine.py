@@ -3,8 +3,8 @@
 Token ids only. A step that fails fails the requests that took part in it; a request whose own logits, mask or
 sampling fail fails alone. Every request ends with exactly one `Finished`.
 
-Any thread may call anything: steps happen one after the other, and whoever waits for a request of its own (`run`,
-`stream`, a `Subscription`) runs the next step for all when none has brought it news.
+Any thread may call anything: steps happen one after the other, and whoever waits for a request of its own
+(`run`, `stream`, a `Subscription`) runs the next step for all when none has brought it news.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Engine:
         return self._stream(self.subscribe([request]))
 
     def next_of(self, box: deque[Event]) -> Event | None:
-        """For `Subscription`: its next event, after one more step if there is none yet; None if still none."""
+        """For `Subscription`: its next event, after one more step if there is none; None if still none."""
         with self._stepping:
             if not box:
                 self._step()
@@ -299,7 +299,7 @@ class Engine:
 
 
 class Subscription:
-    """Some requests and their events, in the order in which they happen: an iterator that ends with the last one.
+    """Some requests and their events as they happen: an iterator that ends with the last one.
 
     Leaving it as a context manager cancels what has not ended.
     """

@@ -7,14 +7,24 @@ says so (`FinishReason.LENGTH` with `window_full`). Nothing is ever cut from the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wafergpt.backends.backend import Backend
 from wafergpt.config import require
 from wafergpt.errors import ConfigError, WaferGPTError
 from wafergpt.inference.engine import Engine
-from wafergpt.inference.request import Failed, Finished, FinishReason, Generate, Generated, NewToken, Terms
+from wafergpt.inference.request import (
+    Failed,
+    Finished,
+    FinishReason,
+    Generate,
+    Generated,
+    NewToken,
+    Result,
+    Terms,
+)
 from wafergpt.inference.sampling import SamplingConfig
 from wafergpt.tokenizer.bpe import Tokenizer
 from wafergpt.tokenizer.incremental import IncrementalDecoder
@@ -113,6 +123,7 @@ class TextOfSample:
         self._end_of_text_id, self._stop_ids = tokenizer.end_of_text_id, config.stop_token_ids
         self._decoder, self._stops = IncrementalDecoder(tokenizer), StopTexts(config.stop)
         self.stopped = False  # by a stop text: nothing more may be pushed
+        self.text = ""  # of all pieces
         self.token_ids: list[int] = []
 
     def push(self, token_id: int) -> Piece:
@@ -121,6 +132,7 @@ class TextOfSample:
         text = ""
         if token_id != self._end_of_text_id and token_id not in self._stop_ids:
             text, self.stopped = self._stops.push(self._decoder.push(token_id))
+        self.text += text
         return Piece(text=text, token_id=token_id)
 
     def finish(self, reason: FinishReason, window_full: bool) -> Piece:
@@ -129,6 +141,7 @@ class TextOfSample:
         if not self.stopped:
             rest, self.stopped = self._stops.push(self._decoder.finish())
             rest += self._stops.finish()
+        self.text += rest
         reason = FinishReason.STOP if self.stopped else reason
         return Piece(
             text=rest,
@@ -155,18 +168,18 @@ def _pieces(engine: Engine, request: Generate, text: TextOfSample) -> Iterator[P
             if text.stopped:
                 engine.stop_sample(event.request_id, 0)
         else:
-            yield _last_piece(event, text)
+            sample = _generated(event.result).samples[0]
+            yield text.finish(sample.finish_reason, sample.window_full)
 
 
-def _last_piece(event: Finished, text: TextOfSample) -> Piece:
-    result = event.result
+def _generated(result: Result) -> Generated:
+    """The result, if it is one; else what made the request fail is raised."""
     if isinstance(result, Failed):
         if isinstance(result.error, WaferGPTError):
             raise result.error
         raise WaferGPTError(result.message) from result.error
     assert isinstance(result, Generated)
-    sample = result.samples[0]
-    return text.finish(sample.finish_reason, sample.window_full)
+    return result
 
 
 def generate(engine: Engine, tokenizer: Tokenizer, prompt: str, config: SamplingConfig) -> Generation:
@@ -179,26 +192,69 @@ def generate_all(
 ) -> list[Generation]:
     """Continue all prompts at once, each as it would be alone; in their order. Raises as `stream`."""
     requests = [request_of(engine, tokenizer, prompt, config) for prompt in prompts]
+    return [samples[0] for samples in _all_samples(engine, tokenizer, requests, prompts)]
+
+
+def generate_samples(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    prompt: str,
+    config: SamplingConfig,
+    *,
+    n: int = 1,
+    best_of: int | None = None,
+    n_beams: int = 1,
+) -> list[Generation]:
+    """`n` continuations of one prompt, as `Generate` says; the best first. Raises as `stream`."""
+    request = replace(request_of(engine, tokenizer, prompt, config), n=n, best_of=best_of, n_beams=n_beams)
+    return _all_samples(engine, tokenizer, [request], [prompt])[0]
+
+
+def next_tokens(engine: Engine, tokenizer: Tokenizer, prompt: str, n: int) -> list[tuple[str, float]]:
+    """The `n` likeliest tokens after `prompt` as text, with their probabilities; likeliest first.
+
+    Half a character reads as U+FFFD. Raises ConfigError as `stream`, and for an `n` that is too large.
+    """
+    config = SamplingConfig(temperature=0.0, max_new_tokens=1)
+    request = replace(request_of(engine, tokenizer, prompt, config), n_top=n)
+    score = _generated(engine.run([request])[0]).samples[0].scores[0]
+    return [(tokenizer.decode([token_id]), math.exp(log_p)) for token_id, log_p in score.top]
+
+
+def _all_samples(
+    engine: Engine, tokenizer: Tokenizer, requests: Sequence[Generate], prompts: Sequence[str]
+) -> list[list[Generation]]:
+    texts: dict[tuple[int, int], TextOfSample] = {}  # of (request, sample)
+    results: dict[int, Generated] = {}
     with engine.subscribe(requests) as subscription:
-        numbers = subscription.request_ids
-        texts = {number: TextOfSample(tokenizer, config) for number in numbers}
-        pieces: dict[int, list[Piece]] = {number: [] for number in numbers}
+        of = dict(zip(subscription.request_ids, requests, strict=True))
         for event in subscription:
-            text = texts[event.request_id]
-            if isinstance(event, NewToken):
-                pieces[event.request_id].append(text.push(event.token_id))
-                if text.stopped:
-                    engine.stop_sample(event.request_id, event.sample)
-            else:
-                pieces[event.request_id].append(_last_piece(event, text))
-    return [
-        Generation(
-            prompt=prompt,
-            text="".join(piece.text for piece in pieces[number]),
-            token_ids=tuple(texts[number].token_ids),
-            n_prompt_tokens=len(request.prompt_ids),
-            finish_reason=pieces[number][-1].finish_reason or FinishReason.LENGTH,
-            window_full=pieces[number][-1].window_full,
-        )
-        for prompt, request, number in zip(prompts, requests, numbers, strict=True)
-    ]
+            if isinstance(event, Finished):
+                results[event.request_id] = _generated(event.result)
+                continue
+            key = event.request_id, event.sample
+            text = texts.setdefault(key, TextOfSample(tokenizer, of[event.request_id].sampling))
+            text.push(event.token_id)
+            if text.stopped:
+                engine.stop_sample(*key)
+    found = []
+    for number, prompt in zip(subscription.request_ids, prompts, strict=True):
+        generations = []
+        for sample in results[number].samples:
+            text = texts.get((number, sample.index)) or TextOfSample(tokenizer, of[number].sampling)
+            for token_id in sample.token_ids[len(text.token_ids) :]:  # all of a beam's: it sends none
+                text.push(token_id)
+            last = text.finish(sample.finish_reason, sample.window_full)
+            assert last.finish_reason is not None
+            generations.append(
+                Generation(
+                    prompt=prompt,
+                    text=text.text,
+                    token_ids=tuple(text.token_ids),
+                    n_prompt_tokens=len(of[number].prompt_ids),
+                    finish_reason=last.finish_reason,
+                    window_full=last.window_full,
+                )
+            )
+        found.append(generations)
+    return found

@@ -67,8 +67,11 @@ class UnigramScorer:
             ids, order=1, vocab_size=self.vocab_size, end_of_text_id=tokenizer.end_of_text_id
         )
 
-    def score(self, windows: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        return [-self.model.score(np.array(window[1:])).astype(np.float32) for window in windows]
+    def score(self, windows: Sequence[Sequence[int]], n_context: Sequence[int]) -> list[np.ndarray]:
+        return [
+            -self.model.score(np.array(window[n:])).astype(np.float32)
+            for window, n in zip(windows, n_context, strict=True)
+        ]
 
 
 def test_prepared_folder_with_baselines(prepared: Path, tokenizer: Tokenizer) -> None:

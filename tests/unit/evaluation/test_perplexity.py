@@ -29,8 +29,11 @@ class BigramScorer:
         self.model = KneserNey.train(train, order=2, vocab_size=VOCAB_SIZE, end_of_text_id=EOT)
         self.table = np.log([self.model.distribution(np.array([token])) for token in range(VOCAB_SIZE)])
 
-    def score(self, windows: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        return [self.table[window[:-1], window[1:]].astype(np.float32) for window in windows]
+    def score(self, windows: Sequence[Sequence[int]], n_context: Sequence[int]) -> list[np.ndarray]:
+        return [
+            self.table[window[n - 1 : -1], window[n:]].astype(np.float32)
+            for window, n in zip(windows, n_context, strict=True)
+        ]
 
 
 class ContextScorer:
@@ -38,8 +41,10 @@ class ContextScorer:
 
     vocab_size, max_seq_len = VOCAB_SIZE, 32
 
-    def score(self, windows: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        return [-np.arange(1, len(window), dtype=np.float32) for window in windows]
+    def score(self, windows: Sequence[Sequence[int]], n_context: Sequence[int]) -> list[np.ndarray]:
+        return [
+            -np.arange(n, len(window), dtype=np.float32) for window, n in zip(windows, n_context, strict=True)
+        ]
 
 
 class BrokenScorer(BigramScorer):
@@ -47,8 +52,8 @@ class BrokenScorer(BigramScorer):
         super().__init__()
         self.value = value
 
-    def score(self, windows: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        rows = super().score(windows)
+    def score(self, windows: Sequence[Sequence[int]], n_context: Sequence[int]) -> list[np.ndarray]:
+        rows = super().score(windows, n_context)
         rows[0][3] = self.value
         return rows
 
@@ -107,8 +112,9 @@ def test_default_stride_gives_half_a_window_of_context() -> None:
 
 def test_units_of_a_uniform_model() -> None:
     class Uniform(BigramScorer):
-        def score(self, windows: Sequence[Sequence[int]]) -> list[np.ndarray]:
-            return [np.full(len(w) - 1, -math.log(VOCAB_SIZE), dtype=np.float32) for w in windows]
+        def score(self, windows: Sequence[Sequence[int]], n_context: Sequence[int]) -> list[np.ndarray]:
+            lengths = [len(w) - n for w, n in zip(windows, n_context, strict=True)]
+            return [np.full(n, -math.log(VOCAB_SIZE), dtype=np.float32) for n in lengths]
 
     loss = measure(Uniform())
     assert loss.nats_per_token == pytest.approx(math.log(VOCAB_SIZE), rel=TOLERANCE)
@@ -128,8 +134,8 @@ def test_overlap_counted_twice_is_caught(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_shift_by_one_is_caught() -> None:
     class Shifted(BigramScorer):
-        def score(self, windows: Sequence[Sequence[int]]) -> list[np.ndarray]:
-            return super().score([[*window[1:], window[0]] for window in windows])
+        def score(self, windows: Sequence[Sequence[int]], n_context: Sequence[int]) -> list[np.ndarray]:
+            return super().score([[*window[1:], window[0]] for window in windows], n_context)
 
     scorer = Shifted()
     assert measure(scorer).total_nats != pytest.approx(scorer.model.score(STREAM).sum(), rel=1e-4)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from wafergpt.backends.backend import Prefill
+from wafergpt.backends.backend import Capacity, Chunk, ChunkResult
 from wafergpt.errors import ConfigError
-from wafergpt.inference.generate import generate, stream
+from wafergpt.inference import text
+from wafergpt.inference.engine import Engine
 from wafergpt.inference.request import FinishReason
 from wafergpt.inference.sampling import SamplingConfig
-from wafergpt.inference.text import StopTexts
+from wafergpt.inference.text import Piece, StopTexts
 from wafergpt.tokenizer.bpe import Tokenizer
 
 BYTES = Tokenizer.train(["abc"], 257)  # one token per byte, and end of text
@@ -25,34 +25,42 @@ GREEDY = {"temperature": 0.0}
 class Parrot:
     """A backend that continues every prompt with the tokens of one script, and counts what it holds."""
 
+    batch_invariant, d_model = True, 1
+
     def __init__(self, script: Sequence[int], max_seq_len: int = 1000, vocab_size: int = 257) -> None:
         self.script, self.max_seq_len, self.vocab_size = list(script), max_seq_len, vocab_size
+        self.capacity = Capacity(page_tokens=10, n_pages=100)
         self.held: set[int] = set()
         self.n_said = 0
         self.seen: list[int] = []
 
-    def row(self) -> NDArray[np.float32]:
-        logits = np.zeros(self.vocab_size, np.float32)
-        logits[self.script[self.n_said % len(self.script)]] = 50
-        self.n_said += 1
-        return logits
-
-    def prefill(self, token_ids: Sequence[int]) -> Prefill:
-        self.seen += token_ids
+    def open(self) -> int:
         self.held.add(7)
-        return Prefill(handle=7, logits=self.row())
+        return 7
 
-    def decode(self, handles: Sequence[int], token_ids: Sequence[int]) -> NDArray[np.float32]:
-        assert list(handles) == [7] and 7 in self.held
-        self.seen += token_ids
+    def fork(self, sequence: int, n_tokens: int) -> int:
+        raise AssertionError("one sample needs no fork")
+
+    def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
+        (chunk,) = chunks
+        assert chunk.sequence in self.held and chunk.n_logits == 1
+        self.seen += chunk.token_ids
         assert len(self.seen) < self.max_seq_len
-        return self.row()[None]
+        logits = np.zeros((1, self.vocab_size), np.float32)
+        logits[0, self.script[self.n_said % len(self.script)]] = 50
+        self.n_said += 1
+        return [ChunkResult(logits=logits, hidden=None)]
 
-    def score(self, windows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        raise AssertionError("generation does not score")
+    def release(self, sequence: int) -> None:
+        self.held.remove(sequence)
 
-    def release(self, handle: int) -> None:
-        self.held.remove(handle)
+
+def stream(model: Parrot, tokenizer: Tokenizer, prompt: str, config: SamplingConfig) -> Iterator[Piece]:
+    return text.stream(Engine(model), tokenizer, prompt, config)
+
+
+def generate(model: Parrot, tokenizer: Tokenizer, prompt: str, config: SamplingConfig) -> text.Generation:
+    return text.generate(Engine(model), tokenizer, prompt, config)
 
 
 def parrot(text: str, **options: int) -> Parrot:
@@ -83,7 +91,7 @@ def test_an_empty_prompt_starts_a_document() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "text"),
+    ("stop", "expected"),
     [
         (("world",), "hello "),
         (("lo w",), "hel"),
@@ -92,12 +100,12 @@ def test_an_empty_prompt_starts_a_document() -> None:
         (("dh", "zz"), "hello worl"),
     ],
 )
-def test_stop_texts_are_cut_and_never_leak(stop: tuple[str, ...], text: str) -> None:
+def test_stop_texts_are_cut_and_never_leak(stop: tuple[str, ...], expected: str) -> None:
     model = parrot("hello world")
     pieces = list(stream(model, BYTES, "x", SamplingConfig(**GREEDY, stop=stop, max_new_tokens=17)))
     shown = "".join(piece.text for piece in pieces)
     expected_stop = stop != ("worlds",)
-    assert shown == text
+    assert shown == expected
     assert pieces[-1].finish_reason == (FinishReason.STOP if expected_stop else FinishReason.LENGTH)
     assert not model.held
 
@@ -155,10 +163,10 @@ def test_leaving_early_or_failing_frees_the_sequence() -> None:
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.text("ab", max_size=20), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
 def test_stop_texts_do_not_depend_on_how_the_text_is_cut(
-    text: str, stop: list[str], data: st.DataObject
+    whole: str, stop: list[str], data: st.DataObject
 ) -> None:
     """Whatever the pieces, what is shown is the text before the first stop text to be complete."""
-    detector, shown, rest = StopTexts(stop), "", text
+    detector, shown, rest = StopTexts(stop), "", whole
     stopped = False
     while rest and not stopped:
         n = data.draw(st.integers(1, len(rest)))
@@ -166,7 +174,7 @@ def test_stop_texts_do_not_depend_on_how_the_text_is_cut(
         shown, rest = shown + piece, rest[n:]
     shown += "" if stopped else detector.finish()
     assert not any(s in shown for s in stop)
-    assert stopped == any(s in text for s in stop)
-    assert text.startswith(shown)
+    assert stopped == any(s in whole for s in stop)
+    assert whole.startswith(shown)
     if not stopped:
-        assert shown == text
+        assert shown == whole

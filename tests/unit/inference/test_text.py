@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from inference_lab import plain_generate, plain_stream
 from wafergpt.backends.torch_eager import TorchEager
 from wafergpt.errors import ConfigError, NonFiniteError, WaferGPTError
-from wafergpt.inference import generate as plain
 from wafergpt.inference.engine import Engine
 from wafergpt.inference.request import FinishReason, Generate
 from wafergpt.inference.sampling import SamplingConfig
@@ -29,7 +29,7 @@ def backend() -> TorchEager:
 def test_every_piece_is_the_plain_loops(backend: TorchEager) -> None:
     """Six settings and four prompts: ends of every kind, characters cut, stops held back."""
     prompts = ["", "In the", "é€", "x" * 38]
-    some = plain.generate(backend, BYTES, "In the", SamplingConfig(seed=1)).text
+    some = plain_generate(backend, BYTES, "In the", SamplingConfig(seed=1)).text
     reasons = set()
     for options in (
         {"temperature": 0.0},
@@ -42,12 +42,12 @@ def test_every_piece_is_the_plain_loops(backend: TorchEager) -> None:
         config = SamplingConfig(**options)
         engine = Engine(backend)
         for prompt in prompts:
-            expected = list(plain.stream(backend, BYTES, prompt, config))
+            expected = list(plain_stream(backend, BYTES, prompt, config))
             assert list(stream(engine, BYTES, prompt, config)) == expected
-            assert generate(engine, BYTES, prompt, config) == plain.generate(backend, BYTES, prompt, config)
+            assert generate(engine, BYTES, prompt, config) == plain_generate(backend, BYTES, prompt, config)
             reasons.add((expected[-1].finish_reason, expected[-1].window_full))
         together = generate_all(engine, BYTES, prompts, config)
-        assert together == [plain.generate(backend, BYTES, prompt, config) for prompt in prompts]
+        assert together == [plain_generate(backend, BYTES, prompt, config) for prompt in prompts]
         assert not engine.has_work
     assert {reason for reason, _ in reasons} == set(FinishReason) and (FinishReason.LENGTH, True) in reasons
 
