@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import amx_lab
 from wafergpt.backends.backend import Chunk
 from wafergpt.backends.native_cpu import NativeCPU
 from wafergpt.checkpoints.stored_model import StoredModel
@@ -29,10 +30,19 @@ PRECISIONS = ("f32", "bf16", "int8", "int4")
 
 
 def isas() -> list[Any]:
-    """Every instruction set as a pytest parameter; those that this CPU has not are named skips."""
+    """Every instruction set as a pytest parameter; those that this CPU has not are named skips.
+
+    AMX may be carried out by `amx_lab`'s machine instead; the parameter's name then says so.
+    """
     here = native.supported_isas() if native_build.status().available else []
+    here += ["amx"] if amx_lab.machine() is not None else []
+    stood_in = here.count("amx") and "amx" not in native.supported_isas()
     return [
-        pytest.param(name, marks=[] if name in here else pytest.mark.skip(reason=f"this CPU has no {name}"))
+        pytest.param(
+            name,
+            marks=[] if name in here else pytest.mark.skip(reason=f"this CPU has no {name}"),
+            id="amx-emulated" if name == "amx" and stood_in else name,
+        )
         for name in native.ISAS
     ]
 
@@ -190,7 +200,7 @@ def to_bf16(x: NDArray[Any]) -> NDArray[np.float32]:
 
 def inputs_as_seen(isa: str, format: Format, x: NDArray[np.float32]) -> NDArray[np.float64]:
     """x [rows, k] as a product of that format sees it."""
-    if format is Format.F32 or (format is Format.BF16 and isa != "avx512"):
+    if format is Format.F32 or (format is Format.BF16 and isa not in ("avx512", "amx")):
         return x.astype(np.float64)
     if format is Format.BF16:
         return to_bf16(x).astype(np.float64)

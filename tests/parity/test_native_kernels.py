@@ -48,15 +48,15 @@ def draw(shape: tuple[int, ...], seed: int = 0, scale: float = 1.0) -> np.ndarra
 def bound(isa: str, format: Format, w: Weights, x: np.ndarray) -> np.ndarray:
     """How far float32 sums may be from exact ones: EPS per addition of the sum of magnitudes, [rows, n].
 
-    int8 sums are exact, int4 ones within a group: what is left is a few roundings of the whole. vdpbf16ps and
-    denormals: what it takes as zero is below 2^-126 a factor.
+    int8 sums are exact, int4 ones within a group: what is left is a few roundings of the whole. bfloat16's
+    instructions and denormals: what they take as zero is below 2^-126 a factor, what they make zero a sum.
     """
     magnitude = np.abs(x) @ np.abs(w.exact).T
     k = x.shape[1]
     roundings = {Format.F32: k, Format.BF16: k, Format.INT8: 4, Format.INT4: k / 32 + 4}[format]
-    lost = (
-        2.0**-126 * (np.abs(x).sum(1)[:, None] + np.abs(w.exact).sum(1)[None]) if format is Format.BF16 else 0
-    )
+    lost = 0
+    if format is Format.BF16:
+        lost = 2.0**-126 * (np.abs(x).sum(1)[:, None] + np.abs(w.exact).sum(1)[None] + 2 * k)
     return roundings * EPS * magnitude + lost + 1e-44 * k
 
 

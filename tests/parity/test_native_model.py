@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+import amx_lab
 from native_lab import CONFIGS, PRECISIONS, config, isas, needs_library, rows_of, stored_model, token_ids
 from wafergpt.backends.backend import Chunk
 from wafergpt.backends.native_cpu import NativeCPU
+from wafergpt.kernels import native
 from wafergpt.model import family
 from wafergpt.model.config import GPTConfig
 from wafergpt.model.gpt import GPT
@@ -18,6 +20,11 @@ pytestmark = needs_library
 # Of the largest logit. f32: the bar of every parity test here. The others: three to four times what these
 # random models show (weights larger than trained ones', two layers); quality proper is measured on text.
 LIMIT = {"f32": 2e-5, "bf16": 2.5e-2, "int8": 1e-1, "int4": 7e-1}
+
+
+@pytest.fixture(autouse=True)
+def amx_may_be_stood_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "choose_isa", amx_lab.choose_isa)
 
 
 def torch_outputs(shape: GPTConfig, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import pytest
 from wafergpt.kernels import build, native_build
 
 ROOT = Path(__file__).parents[2]
-TESTS = ("tests/parity/test_native_kernels.py", "tests/parity/test_native_model.py")
+TESTS = tuple(f"tests/parity/test_native_{name}.py" for name in ("kernels", "amx", "model"))
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1"]
 
 PROGRAM = """

@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import sys
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -218,7 +219,10 @@ def _native_backend() -> Finding:
     from wafergpt.kernels import native, native_build
 
     try:
-        detail, present = f"uses {native.choose_isa()}, {native_build.status().path}", True
+        with warnings.catch_warnings():  # said below
+            warnings.simplefilter("ignore")
+            detail, present = f"uses {native.choose_isa()}, {native_build.status().path}", True
+        detail += "".join(f"; {name} not used: {why}" for name, why in native.broken_isas().items())
     except WaferGPTError as error:
         detail, present = f"not in use, torch generates: {error}", False
     return Finding(topic="kernels", name="native backend", present=present, detail=detail)

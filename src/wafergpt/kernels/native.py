@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 from wafergpt.errors import ConfigError, MissingDependencyError, did_you_mean
 from wafergpt.kernels import native_build
 
-# From the slowest to the fastest; abi.cpp knows what each needs of the CPU. `avx512` is with BF16.
-ISAS = ("scalar", "avx2", "avx512_vnni", "avx512")
+# From the slowest to the fastest; isa.cpp knows what each needs of the CPU. `avx512` is with BF16.
+ISAS = ("scalar", "avx2", "avx512_vnni", "avx512", "amx")
 PANEL = 64  # columns packed together (kernel.h: kPanel)
 GROUP = 32  # values of int4 that share a scale (kernel.h: kGroup)
 PAGE_TOKENS = 32  # positions in a page of keys and values (kernel.h: kPageTokens)
@@ -82,6 +83,7 @@ class ChunkStruct(ctypes.Structure):
 
 
 _ERROR_BYTES = 256
+_BROKEN = -2  # wn_isa's word for it
 
 
 def load() -> ctypes.CDLL:
@@ -91,7 +93,7 @@ def load() -> ctypes.CDLL:
         raise MissingDependencyError(f"the native CPU backend is not there: {native_build.status().reason}")
     pointer, text = ctypes.c_void_p, ctypes.c_char_p
     signatures: dict[str, tuple[Any, list[Any]]] = {
-        "wn_isa": (ctypes.c_int, [text]),
+        "wn_isa": (ctypes.c_int, [text, text, _I64]),
         "wn_page_tokens": (_I64, []),
         "wn_page_bytes": (_I64, [_I64] * 4),
         "wn_panels_bytes": (_I64, [_I64] * 3),
@@ -107,25 +109,47 @@ def load() -> ctypes.CDLL:
     return library
 
 
+def _isa(name: str) -> tuple[int, str]:
+    """abi.cpp's wn_isa: what it returns, and why not."""
+    why = ctypes.create_string_buffer(_ERROR_BYTES)
+    return load().wn_isa(name.encode(), why, _ERROR_BYTES), why.value.decode()
+
+
 def supported_isas() -> list[str]:
-    """The instruction sets that this CPU has, the fastest last. Raises MissingDependencyError."""
-    library = load()
-    return [name for name in ISAS if library.wn_isa(name.encode()) == 1]
+    """The instruction sets that can be used here, the fastest last. Raises MissingDependencyError."""
+    return [name for name in ISAS if _isa(name)[0] == 1]
+
+
+def broken_isas() -> dict[str, str]:
+    """Those that the CPU has and that cannot be used all the same, with the reason.
+
+    Before AMX is used, a few small products are compared with AVX-512's (self_check.cpp). Raises
+    MissingDependencyError.
+    """
+    found = {name: _isa(name) for name in ISAS}
+    return {name: why for name, (use, why) in found.items() if use == _BROKEN}
 
 
 def choose_isa(name: str | None = None) -> str:
-    """`name`, else `$WAFERGPT_ISA`, else the fastest. Raises ConfigError for one not known or not here."""
+    """`name`, else `$WAFERGPT_ISA`, else the fastest; warns if a faster one is there and cannot be used.
+
+    Raises ConfigError for one not known or not here.
+    """
     wanted = name or os.environ.get("WAFERGPT_ISA")
     supported = supported_isas()
     if not wanted:
+        for broken, why in broken_isas().items():
+            warnings.warn(f"'{supported[-1]}' kernels instead of '{broken}': {why}", stacklevel=2)
         return supported[-1]
-    if wanted == "amx":
-        raise ConfigError("WAFERGPT_ISA = 'amx': no AMX kernels are written; a CPU with AMX runs 'avx512'")
     if wanted not in ISAS:
         known = ", ".join(ISAS)
         raise ConfigError(f"WAFERGPT_ISA = '{wanted}' is not one of {known}{did_you_mean(wanted, ISAS)}")
     if wanted not in supported:
-        raise ConfigError(f"WAFERGPT_ISA = '{wanted}': this CPU has {', '.join(supported)}")
+        broken_why = broken_isas().get(wanted)
+        here = f"this CPU has {', '.join(supported)}"
+        raise ConfigError(
+            f"WAFERGPT_ISA = '{wanted}': {here}" + (f"; of '{wanted}', {broken_why}" if broken_why else "")
+        )
     return wanted
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import os
+import subprocess
 from pathlib import Path
 
 from wafergpt.kernels import build
@@ -37,7 +39,14 @@ ISA_FLAGS: dict[str, tuple[str, ...]] = {
     "isa_avx2": ("-mavx2", "-mfma"),
     "isa_avx512_vnni": (*_AVX512, "-mprefer-vector-width=512"),
     "isa_avx512": (*_AVX512, "-mavx512bf16", "-mprefer-vector-width=512"),
+    "isa_amx": (
+        *_AVX512,
+        *("-mavx512bf16", "-mprefer-vector-width=512"),
+        *("-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+    ),
 }
+# Left out where compiler or assembler do not know the instructions (before GCC 11, binutils 2.34).
+OPTIONAL = ("isa_amx",)
 
 
 def sources() -> dict[Path, list[str]]:
@@ -53,6 +62,27 @@ def library_path() -> Path:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     digest.update(repr([(path.name, flags) for path, flags in sources().items()]).encode())
     return build.cache_dir() / f"wafergpt-native-{digest.hexdigest()[:16]}.so"
+
+
+def _knows(compiler: str, stem: str) -> bool:
+    """Whether the compiler takes the flags of an optional source, and its assembler a tile instruction."""
+    done = subprocess.run(
+        [compiler, *ISA_FLAGS[stem], "-x", "c++", "-c", "-", "-o", os.devnull],
+        input='void f() { asm volatile("tilerelease"); }\n',
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode == 0
+
+
+def _compile(compiler: str, path: Path) -> str:
+    """Build the library, without the sources that this compiler cannot make; an error text or ''."""
+    wanted = sources()
+    unknown = [stem for stem in OPTIONAL if not _knows(compiler, stem)]
+    return build.compile_library(
+        compiler, path, {source: flags for source, flags in wanted.items() if source.stem not in unknown}
+    )
 
 
 def _load(path: Path) -> ctypes.CDLL | None:
@@ -80,7 +110,7 @@ def _resolve() -> tuple[ctypes.CDLL | None, KernelStatus]:
         if library is None:
             if compiler is None:
                 return absent(build.NO_COMPILER)
-            problem = build.compile_library(compiler, path, sources())
+            problem = _compile(compiler, path)
             if problem:
                 return absent(problem, compiler)
             library = _load(path)

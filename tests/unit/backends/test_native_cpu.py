@@ -144,7 +144,7 @@ def test_more_refusals(backend: NativeCPU) -> None:
         ({"n_pages": 0}, "n_pages = 0"),
         ({"n_threads": 1000, "pin_threads": True}, "1000 threads cannot be pinned"),
         ({"isa": "axv2"}, "did you mean 'avx2'"),
-        ({"isa": "amx"}, "no AMX kernels"),
+        ({"isa": "amy"}, "did you mean 'amx'"),
         ({"precision": "int9"}, "precision 'int9' is not one of f32, bf16, int8, int4"),
     ]:
         with pytest.raises(ConfigError, match=message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -71,11 +72,37 @@ def test_reasons(tmp_path: Path, tiny_sources: Path) -> None:
     assert reason.startswith("cannot build or load the native library: ")
 
 
+@needs_compiler
+def test_a_compiler_without_amx_leaves_it_out(tmp_path: Path) -> None:
+    """A wrapper that refuses AMX's flags as GCC 10 does: the rest is built, and what is missing is said."""
+    compiler, wrapper = build.find_compiler(), tmp_path / "old-g++"
+    wrapper.write_text(
+        f"""#!/bin/sh
+for flag; do case "$flag" in -mamx*) echo "unrecognized command-line option '$flag'" >&2; exit 1;; esac; done
+exec {compiler} "$@"
+""",
+        encoding="utf-8",
+    )
+    wrapper.chmod(0o755)
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    weak = 'extern "C" __attribute__((weak)) long amx();\n'
+    has = 'extern "C" __attribute__((visibility("default"))) long has() { return amx != nullptr; }\n'
+    (sources / "tiny.cpp").write_text(weak + TINY_SOURCE + has, encoding="utf-8")
+    (sources / "isa_amx.cpp").write_text('extern "C" long amx() { return 1; }\n', encoding="utf-8")
+    for cxx, expected in ((str(wrapper), 0), (str(compiler), 1)):
+        available, path, reason = resolve(tmp_path / str(expected), sources, CXX=cxx)
+        assert available, reason
+        assert ctypes.CDLL(path).has() == expected
+
+
 def test_each_instruction_set_is_compiled_for_itself_alone() -> None:
     flags = {path.stem: set(flags) for path, flags in native_build.sources().items()}
     assert {f"isa_{name}" for name in native.ISAS} == {stem for stem in flags if stem.startswith("isa_")}
     wide = {stem for stem, f in flags.items() if any(flag.startswith("-mavx") for flag in f)}
-    assert wide == {"isa_avx2", "isa_avx512_vnni", "isa_avx512"}, "everything else runs on any x86-64"
+    assert wide == {f"isa_{name}" for name in native.ISAS if name != "scalar"}, (
+        "everything else runs on any x86-64"
+    )
     every = set.union(*flags.values())
     assert not {"-march=native", "-ffast-math", "-Ofast", "-fopenmp", "-fassociative-math"} & every
     assert all("-ffp-contract=off" in f for f in flags.values())
@@ -95,9 +122,17 @@ def test_no_code_for_one_instruction_set_is_shared_with_another() -> None:
         text = source.read_text(encoding="utf-8")
         assert re.findall(r"#include [\"<](\S+)[\">]", text) == [
             re.search(r"simd_\w+\.h", text)[0],
-            "attention.h",
+            "product_tiles.h" if source.stem == "isa_amx" else "attention.h",
         ]
-    for header in ("kernel.h", "pointwise.h", "product.h", "attention.h"):
+    for header in (
+        "kernel.h",
+        "ends.h",
+        "pointwise.h",
+        "product.h",
+        "attention.h",
+        "tiles.h",
+        "product_tiles.h",
+    ):
         text = (native_build.SOURCE_DIR / header).read_text(encoding="utf-8")
         assert not re.search(r"#include <(algorithm|vector|string|cmath)>", text), (
             "templates of the library's"

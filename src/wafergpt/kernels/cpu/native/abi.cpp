@@ -36,10 +36,14 @@ struct wn_model {
     const char* isa;
 };
 
-// 1 if the instruction set is known and this machine has it, 0 if it has not, -1 if it is not known.
-int wn_isa(const char* name) {
+// 1 if the instruction set runs here, 0 if the CPU does not have it, -1 if it is not known, -2 if the CPU has it
+// and yet it cannot be used; `why` then says why not.
+int wn_isa(const char* name, char* why, int64_t why_bytes) {
     const Isa* isa = find_isa(name);
-    return isa == nullptr ? -1 : isa->runs_here() ? 1 : 0;
+    if (isa == nullptr) return -1;
+    const Fitness fitness = isa->fitness();
+    snprintf(why, static_cast<size_t>(why_bytes), "%s", fitness.why);
+    return fitness.use == Use::kReady ? 1 : fitness.use == Use::kNotHere ? 0 : -2;
 }
 
 int64_t wn_page_tokens() { return kPageTokens; }

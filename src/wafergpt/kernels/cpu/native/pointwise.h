@@ -1,12 +1,10 @@
-// Row by row: LayerNorm, GELU, and making a row ready for the products of a format. After one of simd_*.h.
+// Row by row: LayerNorm, and making a row ready for the products of a format. After one of simd_*.h.
 // The order of every sum depends on the row's length only.
 #pragma once
-#include "kernel.h"
+#include "ends.h"
 
 namespace wafergpt::native {
 namespace {
-
-inline F zero() { return set1(0.0f); }
 
 inline float sum_lanes(F x) {
     float lanes[kLanes];
@@ -22,58 +20,6 @@ inline int32_t largest_lane(I x) {
     int32_t top = lanes[0];
     for (int i = 1; i < kLanes; ++i) top = lanes[i] > top ? lanes[i] : top;
     return top;
-}
-
-// The first n of kLanes values at p, 0 for the others; reads nothing beyond them.
-inline F load_first(const float* p, int64_t n) {
-    if (n >= kLanes) return load(p);
-    float lanes[kLanes] = {};
-    memcpy(lanes, p, static_cast<size_t>(n) * 4);
-    return load(lanes);
-}
-
-inline void store_first(float* p, F x, int64_t n) {
-    if (n >= kLanes) return store(p, x);
-    float lanes[kLanes];
-    store(lanes, x);
-    memcpy(p, lanes, static_cast<size_t>(n) * 4);
-}
-
-// exp(x) for x <= 88, relative error below 2e-7 (degree-6 polynomial on [-ln2/2, ln2/2]); stays at
-// exp(-87.3) = 1.2e-38 below; a NaN stays one.
-inline F exp_fast(F x) {
-    const F clamped = max_or_second(set1(-87.3f), x);
-    const F n = rint(mul(clamped, set1(1.44269504f)));
-    const F r = fma(n, set1(2.12194440e-4f), sub(clamped, mul(n, set1(0.693359375f))));
-    F p = set1(1.0f / 720.0f);
-    p = fma(p, r, set1(1.0f / 120.0f));
-    p = fma(p, r, set1(1.0f / 24.0f));
-    p = fma(p, r, set1(1.0f / 6.0f));
-    p = fma(p, r, set1(0.5f));
-    p = fma(p, r, set1(1.0f));
-    p = fma(p, r, set1(1.0f));
-    return mul(p, bits_to_float(shift_left<23>(iadd(to_int(n), iset1(127)))));
-}
-
-// x Phi(x); erf by Abramowitz & Stegun 7.1.26, absolute error below 1.5e-7.
-inline F gelu_erf(F x) {
-    const F z = mul(max_or_second(x, sub(zero(), x)), set1(0.70710678f));
-    const F t = div(set1(1.0f), fma(z, set1(0.3275911f), set1(1.0f)));
-    F poly = set1(1.061405429f);
-    poly = fma(poly, t, set1(-1.453152027f));
-    poly = fma(poly, t, set1(1.421413741f));
-    poly = fma(poly, t, set1(-0.284496736f));
-    poly = fma(poly, t, set1(0.254829592f));
-    const F tail = mul(mul(mul(poly, t), set1(0.5f)), exp_fast(sub(zero(), mul(z, z))));  // 1 - Phi(|x|)
-    return mul(x, if_negative(x, tail, sub(set1(1.0f), tail)));
-}
-
-// GPT-2's gelu_new.
-inline F gelu_tanh(F x) {
-    const F inner = mul(set1(0.79788456f), fma(mul(mul(x, x), x), set1(0.044715f), x));
-    const F bounded = min_or_second(set1(20.0f), max_or_second(set1(-20.0f), inner));
-    const F tanh_inner = sub(set1(1.0f), div(set1(2.0f), add(exp_fast(add(bounded, bounded)), set1(1.0f))));
-    return mul(mul(x, set1(0.5f)), add(tanh_inner, set1(1.0f)));
 }
 
 void layer_norm(const float* x, const float* weight, const float* bias, float eps, float* y, int64_t d) {

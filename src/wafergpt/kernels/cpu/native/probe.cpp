@@ -39,6 +39,14 @@ void wn_probe_product(const char* isa, const wn_product* p, int64_t first, int64
     for (int64_t panel = 0; panel < panels_of(p->n); ++panel) kernels->multiply(product, panel, 0, rows);
 }
 
+// What the check that precedes the use of AMX says of an instruction set's kernels.
+const char* wn_probe_wrong_products(const char* isa) {
+    return wrong_products(*find_isa(isa)->kernels(), *kernels_scalar());
+}
+
+// 1 if the library holds the kernels, whether or not they run here.
+int wn_probe_has(const char* isa) { return find_isa(isa)->kernels != nullptr; }
+
 void wn_probe_layer_norm(const char* isa, const float* x, const float* weight, const float* bias, float eps, float* y,
                          int64_t n_rows, int64_t d) {
     const Kernels* kernels = find_isa(isa)->kernels();

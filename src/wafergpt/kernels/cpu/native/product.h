@@ -75,25 +75,6 @@ inline __attribute__((always_inline)) void pass(const uint8_t* w, int64_t step_b
     }
 }
 
-// The end of some sums, y [rows][width], which have their scales: bias, GELU or residual, and out. One function
-// for all tiles: inlined, it would be most of the library. `column` is within the matrix.
-__attribute__((noinline)) void finish(const Product& p, int64_t row, int64_t rows, int64_t column, int64_t width,
-                                      const float* y) {
-    const F alpha = set1(p.alpha);
-    for (int64_t r = 0; r < rows; ++r)
-        for (int64_t c = 0; c < width; c += kLanes) {
-            const int64_t at = column + c, n = p.out_columns - at;
-            if (n <= 0) break;
-            float* out = p.out + (row + r) * p.out_stride + at;
-            F value = mul(load(y + r * width + c), alpha);
-            if (p.w.bias != nullptr) value = add(value, load(p.w.bias + at));
-            if (p.finish == kGeluErf) value = gelu_erf(value);
-            if (p.finish == kGeluTanh) value = gelu_tanh(value);
-            if (p.finish == kAddTo) value = add(load_first(out, n), value);
-            store_first(out, value, n);
-        }
-}
-
 struct Depth {
     int64_t first, last, all;  // units of this pass, and of the whole product
 };

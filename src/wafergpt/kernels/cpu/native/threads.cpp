@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <sys/syscall.h>
 
+#include <initializer_list>
 #include <system_error>
 
 namespace wafergpt::native {
@@ -48,9 +49,11 @@ void Pool::start() {
     handles_.clear();
     members_.clear();
     for (int thread = 1; thread < n_threads_; ++thread) members_.push_back({this, thread});
-    sigset_t all, before;  // signals are for the threads that the program knows of
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    // Signals are for the threads that the program knows of, but for a thread's own faults.
+    sigset_t others, before;
+    sigfillset(&others);
+    for (int own : {SIGILL, SIGSEGV, SIGBUS, SIGFPE, SIGTRAP, SIGABRT}) sigdelset(&others, own);
+    pthread_sigmask(SIG_SETMASK, &others, &before);
     int failure = 0;
     for (Member& member : members_) {
         pthread_t handle;

@@ -1,0 +1,18 @@
+// AMX for products of bfloat16 and int8; AVX-512, which every CPU with AMX has, for the rest.
+#include "simd_avx512.h"
+
+#include "product_tiles.h"
+
+namespace wafergpt::native {
+
+const Kernels* kernels_amx() {
+    static const Kernels kernels = [] {
+        Kernels k = *kernels_avx512();
+        k.name = "amx";
+        k.multiply = multiply_by_tiles;
+        return k;
+    }();
+    return &kernels;
+}
+
+}  // namespace wafergpt::native
