@@ -87,6 +87,8 @@ def _library_path(compiler: str) -> Path:
 def compile_library(compiler: str, target: Path, sources: Mapping[Path, Sequence[str]]) -> str:
     """Compile each source with its flags, link, publish as `target` by rename; an error text or ''."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    if sys.stderr.isatty():
+        print(f"note: building {target.stem}, once for this machine (some 20 s)", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as scratch:
         jobs = []
         for source, flags in sources.items():
