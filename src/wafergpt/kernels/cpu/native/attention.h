@@ -159,6 +159,16 @@ template <class Format, int R, int C> void mix_from(const Mixture& m, int64_t of
         if (offset < m.attention->kv.d_padded) mix_from<Format, R, C / 2>(m, offset);
 }
 
+// The values of a page and the keys of the next one: pages lie apart, which hardware does not foresee.
+inline void fetch_page(const HeadPages& kv, int64_t page, bool next) {
+    const int64_t bytes = keys_bytes(kv.format, kv.d_head);
+    const uint8_t *values = values_of(kv, page), *keys = next ? keys_of(kv, page + 1) : values;
+    for (int64_t at = 0; at < bytes; at += 64) {
+        prefetch(values + at);
+        prefetch(keys + at);
+    }
+}
+
 template <class Format, int R> void attend_rows(const Attention& a) {
     using Value = typename Format::Value;
     const int64_t keys = round_up(a.position + R, kPageTokens), units = a.kv.d_padded / Format::kUnit;
@@ -175,9 +185,11 @@ template <class Format, int R> void attend_rows(const Attention& a) {
             for (int64_t i = 0; i < n; ++i) scaled[i] = a.q[r * a.stride + d + i] * a.scale;
             to_halves(scaled, q + r * a.kv.d_padded + d, n > 0 ? n : 0, padded);
         }
-    for (int64_t key = 0; key < keys; key += kPageTokens)
+    for (int64_t key = 0; key < keys; key += kPageTokens) {
+        if (R == 1) fetch_page(a.kv, key / kPageTokens, key + kPageTokens < keys);
         page_scores<Format, R>(keys_of(a.kv, key / kPageTokens), reinterpret_cast<uint8_t*>(q), q_stride,
                                units, scores + key, stride);
+    }
     float sums[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)

@@ -16,6 +16,11 @@ constexpr int64_t kRedundantRows = 4;
 constexpr int64_t kPhasesPerLayer = 5, kOtherPhases = 1;  // those whose work is shared by `share`
 constexpr int64_t kAheadBytes = 96 * 1024;                 // of a thread's next weights, while it waits
 
+// A row that another core may have written, while the one before it is worked on.
+void fetch_row(const float* x, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(x + i);
+}
+
 }  // namespace
 
 Forward::Forward(Weights weights, Pages pages, const Kernels* kernels, int n_threads, std::vector<int> cpus)
@@ -146,11 +151,14 @@ void Forward::step(int thread) {
         const Rows normal = encode_norm(thread, layer.qkv.format, layer.ln_1_weight, layer.ln_1_bias);
         how.finish = kStore;
         how.out = qkv_.data();
-        how.out_stride = how.out_columns = stride(3 * d);
+        how.out_stride = stride(3 * d);
+        how.out_columns = padded(3 * d);
         product(thread, layer.qkv, normal, n_rows_, how);
         pool_.barrier();
-        keep(thread, l);
-        pool_.barrier();
+        if (!one_tile_each()) {
+            keep(thread, l);
+            pool_.barrier();
+        }
         fetch_ahead(thread, layer.attention_out);
         attention(thread, l);
         pool_.barrier();
@@ -158,7 +166,8 @@ void Forward::step(int thread) {
         const Rows mixed = encode_plain(thread, layer.attention_out.format, mixed_.data(), width, d);
         how.finish = kAddTo;
         how.out = x_.data();
-        how.out_stride = how.out_columns = width;
+        how.out_stride = width;
+        how.out_columns = padded(d);
         product(thread, layer.attention_out, mixed, n_rows_, how);
         fetch_ahead(thread, layer.fc);
         pool_.barrier();
@@ -166,7 +175,8 @@ void Forward::step(int thread) {
         const Rows second = encode_norm(thread, layer.fc.format, layer.ln_2_weight, layer.ln_2_bias);
         how.finish = w_.activation;
         how.out = ffn_.data();
-        how.out_stride = how.out_columns = stride(w_.d_ffn);
+        how.out_stride = stride(w_.d_ffn);
+        how.out_columns = padded(w_.d_ffn);
         product(thread, layer.fc, second, n_rows_, how);
         fetch_ahead(thread, layer.ffn_out);
         pool_.barrier();
@@ -174,7 +184,8 @@ void Forward::step(int thread) {
         const Rows active = encode_plain(thread, layer.ffn_out.format, ffn_.data(), stride(w_.d_ffn), w_.d_ffn);
         how.finish = kAddTo;
         how.out = x_.data();
-        how.out_stride = how.out_columns = width;
+        how.out_stride = width;
+        how.out_columns = padded(d);
         product(thread, layer.ffn_out, active, n_rows_, how);
         fetch_ahead(thread, l + 1 < w_.n_layers ? w_.layers[static_cast<size_t>(l) + 1].qkv : w_.wte);
         pool_.barrier();
@@ -209,13 +220,18 @@ Rows Forward::encode(int thread, Format format, int64_t k, int64_t n_rows, Sourc
 Rows Forward::encode_norm(int thread, Format format, const float* weight, const float* bias) {
     float* normal = normal_[static_cast<size_t>(thread)].data();
     return encode(thread, format, w_.d_model, n_rows_, [&](int64_t row) {
-        kernels_->layer_norm(x_.data() + row * stride(w_.d_model), weight, bias, w_.eps, normal, w_.d_model);
+        const float* x = x_.data() + row * stride(w_.d_model);
+        if (row + 1 < n_rows_) fetch_row(x + stride(w_.d_model), w_.d_model);
+        kernels_->layer_norm(x, weight, bias, w_.eps, normal, w_.d_model);
         return normal;
     });
 }
 
 Rows Forward::encode_plain(int thread, Format format, const float* x, int64_t stride, int64_t k) {
-    return encode(thread, format, k, n_rows_, [&](int64_t row) { return x + row * stride; });
+    return encode(thread, format, k, n_rows_, [&](int64_t row) {
+        if (row + 1 < n_rows_) fetch_row(x + (row + 1) * stride, k);
+        return x + row * stride;
+    });
 }
 
 void Forward::product(int thread, const Matrix& w, const Rows& x, int64_t n_rows, Product how) {
@@ -236,18 +252,24 @@ HeadPages Forward::head_pages(const Segment& segment, int64_t layer, int64_t hea
     return {pages_.format, base, page_bytes(w_, pages_.format), segment.pages, d_head, head_padded(d_head)};
 }
 
-void Forward::keep(int thread, int64_t layer) {
-    const int64_t threads = pool_.size(), d_head = w_.d_model / w_.n_heads, width = stride(3 * w_.d_model);
-    for (const Segment& segment : segments_)
-        for (int64_t head = thread; head < w_.n_heads; head += threads) {
-            const HeadPages kv = head_pages(segment, layer, head);
-            for (int64_t i = 0; i < segment.n_rows; ++i) {
-                const float* qkv = qkv_.data() + (segment.row + i) * width + head * d_head;
-                kernels_->keep(kv, segment.position + i, qkv + w_.d_model, qkv + 2 * w_.d_model);
-            }
-        }
+// Keys and values of the step's rows of one head into their pages.
+void Forward::keep_head(const Segment& segment, int64_t layer, int64_t head) {
+    const int64_t d_head = w_.d_model / w_.n_heads, width = stride(3 * w_.d_model);
+    const HeadPages kv = head_pages(segment, layer, head);
+    for (int64_t i = 0; i < segment.n_rows; ++i) {
+        const float* qkv = qkv_.data() + (segment.row + i) * width + head * d_head;
+        kernels_->keep(kv, segment.position + i, qkv + w_.d_model, qkv + 2 * w_.d_model);
+    }
 }
 
+void Forward::keep(int thread, int64_t layer) {
+    const int64_t threads = pool_.size();
+    for (const Segment& segment : segments_)
+        for (int64_t head = w_.n_heads * thread / threads; head < w_.n_heads * (thread + 1) / threads; ++head)
+            keep_head(segment, layer, head);
+}
+
+// A segment that is a single tile is kept here too: nobody else needs its keys and values in this step.
 void Forward::attention(int thread, int64_t layer) {
     const int64_t d_head = w_.d_model / w_.n_heads, n_tiles = static_cast<int64_t>(tiles_.size());
     Attention a;
@@ -260,6 +282,10 @@ void Forward::attention(int thread, int64_t layer) {
         const Tile& tile = tiles_[static_cast<size_t>(unit % n_tiles)];
         const Segment& segment = segments_[static_cast<size_t>(tile.segment)];
         const int64_t row = segment.row + tile.first;
+        if (one_tile_each()) {
+            keep_head(segment, layer, head);
+            fetch_keys(unit + 1, layer);
+        }
         a.kv = head_pages(segment, layer, head);
         a.q = qkv_.data() + row * a.stride + head * d_head;
         a.out = mixed_.data() + row * a.out_stride + head * d_head;
@@ -267,6 +293,15 @@ void Forward::attention(int thread, int64_t layer) {
         a.position = segment.position + tile.first;
         kernels_->attend(a);
     });
+}
+
+// The first keys of the next unit of attention, which lie in another sequence's page.
+void Forward::fetch_keys(int64_t unit, int64_t layer) const {
+    const int64_t n_tiles = static_cast<int64_t>(tiles_.size());
+    if (unit >= w_.n_heads * n_tiles) return;
+    const HeadPages kv = head_pages(segments_[static_cast<size_t>(unit % n_tiles)], layer, unit / n_tiles);
+    const uint8_t* keys = kv.base + kv.pages[0] * kv.page_stride;
+    for (int64_t at = 0; at < keys_bytes(kv.format, kv.d_head); at += 64) __builtin_prefetch(keys + at);
 }
 
 void Forward::head(int thread) {

@@ -78,6 +78,8 @@ class Forward {
     void embed(int thread);
     void attention(int thread, int64_t layer);
     void keep(int thread, int64_t layer);
+    void fetch_keys(int64_t unit, int64_t layer) const;
+    void keep_head(const Segment& segment, int64_t layer, int64_t head);
     void head(int thread);
     HeadPages head_pages(const Segment& segment, int64_t layer, int64_t head) const;
     template <class Source> Rows encode(int thread, Format format, int64_t k, int64_t n_rows, Source source);
@@ -86,7 +88,9 @@ class Forward {
     void product(int thread, const Matrix& w, const Rows& x, int64_t n_rows, Product how);
     template <class Task> void share(int thread, int64_t n_units, int64_t grain, Task task);
     void fetch_ahead(int thread, const Matrix& w) const;
-    int64_t stride(int64_t width) const { return round_up(width, kPanel); }
+    // Of rows of floats. Not a multiple of 1 KiB, which would send all rows to a few sets of the caches.
+    static int64_t stride(int64_t width) { return padded(width) + (padded(width) % 256 == 0 ? 16 : 0); }
+    static int64_t padded(int64_t width) { return round_up(width, kPanel); }
 
     Weights w_;
     Pages pages_;
@@ -106,6 +110,7 @@ class Forward {
     std::vector<int64_t> positions_;
     std::vector<Segment> segments_;
     std::vector<Tile> tiles_;
+    bool one_tile_each() const { return tiles_.size() == segments_.size(); }
     std::vector<int64_t> logit_rows_, hidden_rows_;
     float *logits_ = nullptr, *hidden_ = nullptr;
 };

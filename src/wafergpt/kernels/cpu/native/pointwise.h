@@ -55,38 +55,66 @@ inline void to_halves(const float* x, uint16_t* out, int64_t n, int64_t padded) 
     for (i = n; i < padded; ++i) out[i] = 0;
 }
 
-// q = rint(x * 127 / max |x|). |x| is compared as bits, so an infinity or a NaN is above every number,
-// becomes the scale and spreads to the whole row's product. Below 2^-121 the factor would overflow: zeros.
-float to_bytes(const float* x, int8_t* q, int64_t n, int64_t padded) {
-    I top = iset1(0);
-    for (int64_t i = 0; i < n; i += kLanes)
-        top = imax(top, iand(float_to_bits(load_first(x + i, n - i)), iset1(0x7fffffff)));
-    const int32_t bits = largest_lane(top);
+// The bits of the largest |x|: an infinity or a NaN is above every number.
+int32_t largest_magnitude(const float* x, int64_t n) {
+    const I magnitude = iset1(0x7fffffff);
+    I top[4] = {iset1(0), iset1(0), iset1(0), iset1(0)};
+    int64_t i = 0;
+    for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+#pragma GCC unroll 4
+        for (int part = 0; part < 4; ++part)
+            top[part] = imax(top[part], iand(float_to_bits(load(x + i + part * kLanes)), magnitude));
+    for (; i < n; i += kLanes) top[0] = imax(top[0], iand(float_to_bits(load_first(x + i, n - i)), magnitude));
+    return largest_lane(imax(imax(top[0], top[1]), imax(top[2], top[3])));
+}
+
+struct Bytes {
+    float scale;
+    int32_t sum;  // of q, if every x is finite
+};
+
+// q = rint(x * 127 / max |x|). An infinity or a NaN becomes the scale and spreads to the whole row's product.
+// Below 2^-121 the factor would overflow: zeros.
+Bytes to_bytes(const float* x, int8_t* q, int64_t n, int64_t padded) {
+    const int32_t bits = largest_magnitude(x, n);
     float largest;
     memcpy(&largest, &bits, 4);
     const bool counts = bits >= 0x03000000;  // 2^-121
     const F factor = set1(counts ? 127.0f / largest : 0.0f);
+    I sum = iset1(0);
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) store_bytes(q + i, to_int(mul(load(x + i), factor)));
+    for (; i + kLanes <= n; i += kLanes) {
+        const I rounded = to_int(mul(load(x + i), factor));
+        sum = iadd(sum, rounded);
+        store_bytes(q + i, rounded);
+    }
     if (i < n) {
+        const I rounded = to_int(mul(load_first(x + i, n - i), factor));
+        sum = iadd(sum, rounded);
         int8_t lanes[kLanes];
-        store_bytes(lanes, to_int(mul(load_first(x + i, n - i), factor)));
+        store_bytes(lanes, rounded);
         memcpy(q + i, lanes, static_cast<size_t>(n - i));
         i = n;
     }
     for (; i < padded; ++i) q[i] = 0;
-    return counts ? largest / 127.0f : 0.0f;
+    int32_t lanes[kLanes];
+    uint32_t total = 0;
+    istore(lanes, sum);
+    for (int lane = 0; lane < kLanes; ++lane) total += static_cast<uint32_t>(lanes[lane]);
+    return {counts ? largest / 127.0f : 0.0f, static_cast<int32_t>(total)};
 }
 
-int32_t sum_bytes(const int8_t* q, int64_t n) {
-    I sum = iset1(0);
-    int64_t i = 0;
-    for (; i + 4 * kLanes <= n; i += 4 * kLanes) sum = iadd(sum, sum_quads(q + i));
-    int32_t lanes[kLanes], total = 0;
-    istore(lanes, sum);
-    for (int lane = 0; lane < kLanes; ++lane) total += lanes[lane];
-    for (; i < n; ++i) total += q[i];
-    return total;
+// The sums of groups of int4, `times` each. Reads whole vectors: rows end at a multiple of 64 bytes.
+void group_sums(const int8_t* q, int64_t padded, int32_t times, int32_t* sums) {
+    constexpr int64_t kQuads = kGroup / 4;
+    int32_t lanes[kLanes > kQuads ? kLanes : kQuads];
+    for (int64_t first = 0; first < padded; first += kGroup) {
+        const int64_t quad = first / 4 % kLanes;
+        for (int64_t i = 0; i < kQuads && quad == 0; i += kLanes) istore(lanes + i, sum_quads(q + first + 4 * i));
+        int32_t total = 0;
+        for (int64_t i = 0; i < kQuads; ++i) total += lanes[quad + i];
+        sums[first / kGroup] = times * total;
+    }
 }
 
 int64_t row_bytes(Format format, int64_t k) {
@@ -106,11 +134,12 @@ void encode(Format format, const float* x, int64_t k, const Rows& rows, int64_t 
     } else {
         int8_t* q = reinterpret_cast<int8_t*>(out);
         int32_t* sums = rows.sums + row * rows.sums_stride;
-        rows.scale[row] = to_bytes(x, q, k, padded);
+        const Bytes bytes = to_bytes(x, q, k, padded);
+        rows.scale[row] = bytes.scale;
         if (format == kInt8)
-            sums[0] = 128 * sum_bytes(q, padded);
+            sums[0] = static_cast<int32_t>(128 * static_cast<uint32_t>(bytes.sum));
         else
-            for (int64_t g = 0; g * kGroup < padded; ++g) sums[g] = 8 * sum_bytes(q + g * kGroup, kGroup);
+            group_sums(q, padded, 8, sums);
     }
 }
 

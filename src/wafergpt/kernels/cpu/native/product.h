@@ -77,6 +77,7 @@ inline __attribute__((always_inline)) void pass(const uint8_t* w, int64_t step_b
 
 struct Depth {
     int64_t first, last, all;  // units of this pass, and of the whole product
+    bool cold;                 // no row has been over them just now
 };
 
 template <int R, int C> inline void finish_tile(const Product& p, int64_t row, int64_t column, const F (&y)[R][C]) {
@@ -88,7 +89,15 @@ template <int R, int C> inline void finish_tile(const Product& p, int64_t row, i
     finish(p, row, R, column, C * kLanes, block[0]);
 }
 
-template <class Format, int R, int C>
+// The lines that the tile's sums go to, which another core may hold.
+template <int R, int C> inline void prefetch_out(const Product& p, int64_t row, int64_t column) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C * kLanes && column + c < p.out_columns; c += 16)
+            prefetch_to_write(p.out + (row + r) * p.out_stride + column + c);
+}
+
+template <class Format, int R, int C, bool Ahead>
 void tile(const Product& p, int64_t panel, int64_t row, float* pause, int64_t offset, const Depth& depth) {
     typename Format::Sum sum[R][C];
 #pragma GCC unroll 8
@@ -97,8 +106,9 @@ void tile(const Product& p, int64_t panel, int64_t row, float* pause, int64_t of
         for (int c = 0; c < C; ++c)
             sum[r][c] = depth.first == 0 ? zero_like(sum[r][c])
                                          : from_float(sum[r][c], load(pause + r * kPanel + offset + c * kLanes));
+    if (R > 1 && depth.last == depth.all) prefetch_out<R, C>(p, row, panel * kPanel + offset);
     const uint8_t* w = p.w.panels + (panel * depth.all + depth.first) * kPanel * 4 + offset * 4;
-    pass<Format, R, C, R == 1>(w, kPanel * 4, p.x.data + row * p.x.stride, p.x.stride, depth.first, depth.last, sum);
+    pass<Format, R, C, Ahead>(w, kPanel * 4, p.x.data + row * p.x.stride, p.x.stride, depth.first, depth.last, sum);
     F y[R][C];
     const int64_t column = panel * kPanel + offset;
 #pragma GCC unroll 8
@@ -128,7 +138,7 @@ void tile(const Product& p, int64_t panel, int64_t row, float* pause, int64_t of
 }
 
 // int4: integer sums within a group, floating ones across groups.
-template <int R, int C>
+template <int R, int C, bool Ahead>
 void tile_int4(const Product& p, int64_t panel, int64_t row, float* pause, int64_t offset, const Depth& depth) {
     constexpr int64_t kScaleBytes = kPanel * 2, kOctetBytes = kPanel * 4;
     F total[R][C];
@@ -137,9 +147,13 @@ void tile_int4(const Product& p, int64_t panel, int64_t row, float* pause, int64
 #pragma GCC unroll 8
         for (int c = 0; c < C; ++c)
             total[r][c] = depth.first == 0 ? zero() : load(pause + r * kPanel + offset + c * kLanes);
+    if (R > 1 && depth.last == depth.all) prefetch_out<R, C>(p, row, panel * kPanel + offset);
     const uint8_t* w = p.w.panels + (panel * depth.all + depth.first) * unit_bytes(kInt4);
     const I nibble = iset1(0x0f0f0f0f);
+    constexpr int64_t kAhead = 8 * unit_bytes(kInt4);
     for (int64_t unit = depth.first; unit < depth.last; ++unit, w += unit_bytes(kInt4)) {
+        if (Ahead)
+            for (int64_t line = offset * 2; line < (offset + C * kLanes) * 2; line += 64) prefetch(w + kAhead + line);
         I sum[R][C];
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
@@ -152,7 +166,7 @@ void tile_int4(const Product& p, int64_t panel, int64_t row, float* pause, int64
 #pragma GCC unroll 8
             for (int c = 0; c < C; ++c) {
                 const I both = iload(bytes + c * kLanes * 4);
-                if (R == 1) prefetch(bytes + 8192 + c * kLanes * 4);
+                if (Ahead) prefetch(bytes + kAhead + c * kLanes * 4);
                 low[c] = iand(both, nibble);
                 high[c] = iand(shift_right<4>(both), nibble);
             }
@@ -185,18 +199,26 @@ void tile_int4(const Product& p, int64_t panel, int64_t row, float* pause, int64
     finish_tile<R, C>(p, row, panel * kPanel + offset, total);
 }
 
+// The first rows that go over a part of a panel bring what follows; those after them find it in the cache. Rows
+// that do not fill a tile are few, and cost nothing more.
 template <class Format, int R>
 void rows_dense(const Product& p, int64_t panel, int64_t row, float* pause, const Depth& depth) {
     constexpr int C = R == 1 ? kColumnsOneRow : kColumnsDense;
     for (int64_t offset = 0; offset < kPanel; offset += C * kLanes)
-        tile<Format, R, C>(p, panel, row, pause, offset, depth);
+        if (R < kRowsDense || depth.cold)
+            tile<Format, R, C, true>(p, panel, row, pause, offset, depth);
+        else
+            tile<Format, R, C, false>(p, panel, row, pause, offset, depth);
 }
 
 template <int R>
 void rows_int4(const Product& p, int64_t panel, int64_t row, float* pause, const Depth& depth) {
     constexpr int C = R == 1 ? kColumnsInt4OneRow : kColumnsInt4;
     for (int64_t offset = 0; offset < kPanel; offset += C * kLanes)
-        tile_int4<R, C>(p, panel, row, pause, offset, depth);
+        if (R < kRowsInt4 || depth.cold)
+            tile_int4<R, C, true>(p, panel, row, pause, offset, depth);
+        else
+            tile_int4<R, C, false>(p, panel, row, pause, offset, depth);
 }
 
 // `n` rows at once, n <= Most: the template for exactly n.
@@ -222,8 +244,8 @@ void multiply(const Product& p, int64_t panel, int64_t first, int64_t last) {
     const int64_t all = units_of(format, p.w.k);
     const int64_t step = last - first <= most ? all : kPassBytes / unit_bytes(format);
     for (int64_t from = 0; from < all; from += step) {
-        const Depth depth = {from, from + step < all ? from + step : all, all};
-        for (int64_t row = first; row < last; row += most) {
+        Depth depth = {from, from + step < all ? from + step : all, all, true};
+        for (int64_t row = first; row < last; row += most, depth.cold = false) {
             const int64_t n = last - row < most ? last - row : most;
             float* pause = p.pause + (row - first) * kPanel;
             switch (format) {

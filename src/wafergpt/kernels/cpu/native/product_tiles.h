@@ -41,12 +41,18 @@ struct TilePass {
     int64_t x_stride;
     float* sums;  // [rows][64], the bits of int32 for int8
     int64_t first, last, units;  // units of k: of this pass, and in one tile of it
+    bool cold;                   // no row has been over them just now
 };
 
 constexpr int64_t kSumsStride = kPanel * 4;
 
 template <int T> inline void start_sums(bool from_zero, float* sums) {
     from_zero ? tile_zero<T>() : tile_load<T>(sums, kSumsStride);
+}
+
+// 8 KiB ahead, all columns of as many units as a tile takes: the hardware's prefetcher stops at every page.
+inline void prefetch_units(const uint8_t* w, int64_t units) {
+    for (int64_t line = 0; line < units * kPanel * 4; line += 64) prefetch(w + 8192 + line);
 }
 
 // Up to 16 rows, the panel's 64 columns at once.
@@ -59,7 +65,7 @@ template <class Tiles> void upper_tile(const TilePass& p) {
     const uint8_t *w = p.w, *x = p.x;
     for (int64_t unit = p.first; unit < p.last; unit += p.units, w += p.units * kPanel * 4, x += p.units * 4) {
         tile_load<4>(x, p.x_stride);
-        for (int64_t line = 0; line < p.units * kPanel * 4; line += 64) prefetch(w + 8192 + line);
+        if (p.cold) prefetch_units(w, p.units);
         tile_load<6>(w, kPanel * 4);
         tile_load<7>(w + kTileBytes, kPanel * 4);
         Tiles::template dot<0, 4, 6>();
@@ -86,6 +92,7 @@ template <class Tiles> void both_tiles(const TilePass& p) {
         start_sums<3>(from_zero, lower + kTileColumns);
         const uint8_t *w = p.w + column * 4, *x = p.x;
         for (int64_t unit = p.first; unit < p.last; unit += p.units, w += p.units * kPanel * 4, x += p.units * 4) {
+            if (p.cold && column == 0) prefetch_units(w, p.units);
             tile_load<4>(x, p.x_stride);
             tile_load<6>(w, kPanel * 4);
             tile_load<7>(w + kTileBytes, kPanel * 4);
@@ -113,7 +120,7 @@ void tile_pass(const Product& p, int64_t panel, int64_t begin, int64_t end, int6
         if (top != shaped_top || bottom != shaped_bottom) shape_tiles(top, bottom, units);
         shaped_top = top, shaped_bottom = bottom;
         const TilePass pass = {p.w.panels + (panel * all + first) * kPanel * 4, p.x.data + row * p.x.stride + first * 4,
-                               p.x.stride, p.pause + (row - begin) * kPanel, first, last, units};
+                               p.x.stride, p.pause + (row - begin) * kPanel, first, last, units, row == begin};
         below > 0 ? both_tiles<Tiles>(pass) : upper_tile<Tiles>(pass);
     }
 }
@@ -121,6 +128,9 @@ void tile_pass(const Product& p, int64_t panel, int64_t begin, int64_t end, int6
 template <class Tiles> void sums_by_tiles(const Product& p, int64_t panel, int64_t begin, int64_t end) {
     const int64_t all = units_of(p.w.format, p.w.k), whole = all / kTileUnits * kTileUnits;
     const int64_t step = end - begin <= 2 * kTileRows ? all : kTilePassUnits;
+    for (int64_t row = begin; row < end; ++row)  // another core may hold them
+        for (int64_t c = panel * kPanel; c < (panel + 1) * kPanel && c < p.out_columns; c += 16)
+            prefetch_to_write(p.out + row * p.out_stride + c);
     for (int64_t first = 0; first < whole; first += step)
         tile_pass<Tiles>(p, panel, begin, end, first, first + step < whole ? first + step : whole, kTileUnits);
     if (whole < all) tile_pass<Tiles>(p, panel, begin, end, whole, all, all - whole);

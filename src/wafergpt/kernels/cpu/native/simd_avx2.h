@@ -104,6 +104,7 @@ inline F dot_pair(F sum, I w, const Pair& x) {
     return fma(bits_to_float(iand(w, iset1(static_cast<int32_t>(0xffff0000u)))), x.odd, sum);
 }
 
+inline void prefetch_to_write(float* p) { asm volatile("prefetchw %0" : : "m"(*p)); }
 inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace

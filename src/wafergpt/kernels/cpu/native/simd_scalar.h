@@ -87,6 +87,7 @@ inline F dot_pair(F sum, I w, const Pair& x) {
 }
 
 inline void prefetch(const uint8_t*) {}
+inline void prefetch_to_write(float*) {}
 
 }  // namespace
 }  // namespace wafergpt::native

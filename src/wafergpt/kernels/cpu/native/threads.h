@@ -43,10 +43,10 @@ class Pool {
 
     int n_threads_;
     std::vector<int> cpus_;
-    // In turns of `pause`, 10 to 40 ns each: some 100 us between steps (sampling a token takes about that),
-    // less at a barrier, where the others are at work on as much. With more threads than cores, none: who
-    // spins keeps another from getting here.
-    int spins_between_runs_ = 5000, spins_at_barrier_ = 3000;
+    // In turns of `pause`, 10 to 50 ns each: at least 200 us between steps, where Python takes its rows and makes
+    // the next step with caches that the weights have swept; less at a barrier, where the others are at work on as
+    // much. With more threads than cores, none: who spins keeps another from getting here.
+    int spins_between_runs_ = 20000, spins_at_barrier_ = 3000;
     std::vector<pthread_t> handles_;
     std::vector<Member> members_;
     pid_t owner_ = 0;
