@@ -10,8 +10,10 @@ import contextlib
 import ctypes
 import itertools
 import os
+import sys
 import tempfile
 import threading
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +35,7 @@ from wafergpt.backends.packed_model import (
 )
 from wafergpt.checkpoints.stored_model import StoredModel
 from wafergpt.config import require
-from wafergpt.errors import WaferGPTError
+from wafergpt.errors import ConfigError, WaferGPTError
 from wafergpt.kernels import native
 from wafergpt.model.config import Activation
 from wafergpt.model.mup import multipliers
@@ -41,6 +43,8 @@ from wafergpt.model.mup import multipliers
 # Unless told otherwise: room for so many full windows, within a quarter of the machine's memory.
 _DEFAULT_WINDOWS = 16
 _MEMORY_SHARE = 4
+_MOST_KEPT_ROWS = 64  # of logits: 13 MB of the largest vocabulary
+_REFERENCES_UNUSED = 2  # what sys.getrefcount counts: the attribute and its own argument
 
 
 @dataclass(kw_only=True)
@@ -49,7 +53,27 @@ class _Sequence:
 
     length: int
     pages: list[int]
-    table: NDArray[np.int32]  # the same pages, where the library reads them
+    table: array[int]  # the same pages, int32, where the library reads them
+    address: int  # of the table
+
+
+class _Rows:
+    """Rows of logits for one step after the other, in the same memory while nobody keeps the last ones.
+
+    Fresh memory of that size comes from the system page by page, which takes as long as a tenth of a step.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._memory = np.empty((1, width), np.float32)
+
+    def take(self, n_rows: int) -> NDArray[np.float32]:
+        """[n_rows, width], not set; no other array of anybody's shares its memory."""
+        unused = sys.getrefcount(self._memory) == _REFERENCES_UNUSED  # a row of it holds one too
+        if n_rows > _MOST_KEPT_ROWS:
+            return np.empty((n_rows, self._memory.shape[1]), np.float32)
+        if not unused or n_rows > len(self._memory):
+            self._memory = np.empty((n_rows, self._memory.shape[1]), np.float32)
+        return self._memory[:n_rows]
 
 
 class NativeCPU:
@@ -92,6 +116,7 @@ class NativeCPU:
         self._sequences: dict[int, _Sequence] = {}
         self._handles = itertools.count()
         self._lock = threading.Lock()
+        self._rows = _Rows(config.vocab_size)
         self._step = native.Step(self._description(cpus[: self.n_threads] if pin_threads else []))
 
     @classmethod
@@ -181,9 +206,11 @@ class NativeCPU:
             held = [self._sequences[chunk.sequence] for chunk in chunks]
             require(len({c.sequence for c in chunks}) == len(chunks), "a sequence is named twice in one step")
             needed = [
-                -(-(s.length + len(i)) // native.PAGE_TOKENS) - len(s.pages)
-                for s, i in zip(held, ids, strict=True)
+                -(-(s.length + len(c.token_ids)) // native.PAGE_TOKENS) - len(s.pages)
+                for s, c in zip(held, chunks, strict=True)
             ]
+            if not any(needed):
+                return self._run(chunks, held, ids)
             self._check_free(sum(needed))
             with self._added_pages(held, needed):
                 return self._run(chunks, held, ids)
@@ -198,32 +225,51 @@ class NativeCPU:
             step.close()
 
     def _run(
-        self, chunks: Sequence[Chunk], held: list[_Sequence], ids: list[NDArray[np.int32]]
+        self, chunks: Sequence[Chunk], held: list[_Sequence], ids: list[array[int]]
     ) -> list[ChunkResult]:
-        n_logits, n_hidden = [c.n_logits for c in chunks], [len(c.token_ids) * c.want_hidden for c in chunks]
-        logits = np.empty((sum(n_logits), self.vocab_size), np.float32)
-        hidden = np.empty((sum(n_hidden), self.d_model), np.float32)
-        table = [
-            (i.ctypes.data, s.table.ctypes.data, len(i), s.length, c.n_logits, int(c.want_hidden))
-            for c, s, i in zip(chunks, held, ids, strict=True)
-        ]
+        n_logits = sum([c.n_logits for c in chunks])
+        n_hidden = sum([len(c.token_ids) for c in chunks if c.want_hidden])
+        logits = self._rows.take(n_logits) if n_logits else None
+        hidden = np.empty((n_hidden, self.d_model), np.float32) if n_hidden else None
+        table: list[int] = []
+        for c, s, i in zip(chunks, held, ids, strict=True):
+            table += (i.buffer_info()[0], s.address, len(i), s.length, c.n_logits, c.want_hidden)
         failure = self._step.run(table, logits, hidden)
         if failure:
             raise WaferGPTError(f"the native backend could not run a step: {failure}")
-        results = []
-        for c, s, i, row, first in zip(chunks, held, ids, _starts(n_logits), _starts(n_hidden), strict=True):
-            s.length += len(i)
-            results.append(
-                ChunkResult(
-                    logits=logits[row : row + c.n_logits] if c.n_logits else None,
-                    hidden=hidden[first : first + len(i)] if c.want_hidden else None,
-                )
-            )
+        results, row, first = [], 0, 0
+        for c, s in zip(chunks, held, strict=True):
+            n = len(c.token_ids)
+            s.length += n
+            rows = states = None
+            if logits is not None and c.n_logits:
+                rows = logits[row : row + c.n_logits]
+                row += c.n_logits
+            if hidden is not None and c.want_hidden:
+                states = hidden[first : first + n]
+                first += n
+            results.append(ChunkResult(logits=rows, hidden=states))
         return results
 
-    def _check(self, chunk: Chunk) -> NDArray[np.int32]:
-        """The chunk's ids, once it is known to be one that can be run (memory aside)."""
-        of = self._get(chunk.sequence)
+    def _check(self, chunk: Chunk) -> array[int]:
+        """The chunk's ids as int32, once it is known to be one that can be run (memory aside)."""
+        of, ids = self._get(chunk.sequence), chunk.token_ids
+        n_new = len(ids)
+        if not (0 <= chunk.n_logits <= n_new and 0 < n_new <= self.max_seq_len - of.length):
+            self._refuse(chunk, of)
+        if n_new == 1 and type(ids[0]) is int and 0 <= ids[0] < self.vocab_size:  # decoding: no time to lose
+            return array("i", ids)
+        rows = np.asarray(ids)
+        require(rows.ndim == 1 and rows.dtype.kind in "iu", "token ids must be whole numbers")
+        low, high = int(rows.min()), int(rows.max())
+        wrong = low if low < 0 else high
+        require(
+            low >= 0 and high < self.vocab_size,
+            f"token id {wrong} is outside the vocabulary of {self.vocab_size}",
+        )
+        return array("i", rows.astype(np.int32).tobytes())
+
+    def _refuse(self, chunk: Chunk, of: _Sequence) -> None:
         n_new = len(chunk.token_ids)
         require(n_new >= 1, "a chunk needs at least one token")
         require(0 <= chunk.n_logits <= n_new, f"n_logits = {chunk.n_logits} is not in 0..{n_new}")
@@ -231,27 +277,20 @@ class NativeCPU:
             of.length + n_new <= self.max_seq_len,
             f"{of.length} tokens held and {n_new} new do not fit the context window of {self.max_seq_len}",
         )
-        ids = np.asarray(chunk.token_ids)
-        require(ids.ndim == 1 and ids.dtype.kind in "iu", "token ids must be whole numbers")
-        low, high = int(ids.min()), int(ids.max())
-        wrong = low if low < 0 else high
-        require(
-            low >= 0 and high < self.vocab_size,
-            f"token id {wrong} is outside the vocabulary of {self.vocab_size}",
-        )
-        return ids.astype(np.int32)
 
     def _get(self, sequence: int) -> _Sequence:
         found = self._sequences.get(sequence)
-        require(found is not None, f"no sequence has the handle {sequence}; it was released or never made")
-        assert found is not None
+        if found is None:
+            raise ConfigError(f"no sequence has the handle {sequence}; it was released or never made")
         return found
 
     def _add(self, length: int, pages: list[int]) -> int:
         handle = next(self._handles)
-        table = np.zeros(-(-self.max_seq_len // native.PAGE_TOKENS), np.int32)
-        table[: len(pages)] = pages
-        self._sequences[handle] = _Sequence(length=length, pages=pages, table=table)
+        table = array("i", bytes(4 * -(-self.max_seq_len // native.PAGE_TOKENS)))
+        table[: len(pages)] = array("i", pages)
+        self._sequences[handle] = _Sequence(
+            length=length, pages=pages, table=table, address=table.buffer_info()[0]
+        )
         return handle
 
     def _check_free(self, n_pages: int) -> None:
@@ -348,11 +387,6 @@ def _default_threads(n_cores: int) -> int:
     """OpenMP's variable is what everybody sets; a list is for nested regions: the first counts."""
     text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return min(int(text), n_cores) if text.isdigit() and int(text) else n_cores
-
-
-def _starts(counts: Sequence[int]) -> list[int]:
-    """Where each of consecutive runs of rows begins."""
-    return [0, *itertools.accumulate(counts)][: len(counts)]
 
 
 def _default_pages(pages_per_window: int, page_bytes: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
@@ -72,16 +73,7 @@ class ModelStruct(ctypes.Structure):
     ]
 
 
-class ChunkStruct(ctypes.Structure):
-    """forward.h's Chunk."""
-
-    _fields_ = [
-        ("token_ids", ctypes.c_void_p),
-        ("pages", ctypes.c_void_p),
-        *((name, _I64) for name in ("n_tokens", "start", "n_logits", "want_hidden")),
-    ]
-
-
+_CHUNK_NUMBERS = 6  # of forward.h's Chunk, 8 bytes each
 _ERROR_BYTES = 256
 _BROKEN = -2  # wn_isa's word for it
 
@@ -220,15 +212,22 @@ class Step:
             raise ConfigError(f"cannot open the native backend: {self._error.value.decode()}")
 
     def run(
-        self,
-        chunks: Sequence[tuple[int, ...]],
-        logits: NDArray[np.float32] | None,
-        hidden: NDArray[np.float32] | None,
+        self, chunks: Sequence[int], logits: NDArray[np.float32] | None, hidden: NDArray[np.float32] | None
     ) -> str:
-        """One step over `ChunkStruct` fields; fills logits and hidden; an error text or ''."""
-        table = (ChunkStruct * len(chunks))(*(ChunkStruct(*fields) for fields in chunks))
+        """One step over chunks of six numbers each; fills logits and hidden; an error text or ''.
+
+        The numbers are forward.h's Chunk: addresses of token ids and of page numbers (int32), n_tokens,
+        start, n_logits, want_hidden.
+        """
+        table = array("q", chunks)
         done = self._library.wn_run(
-            self._handle, table, len(chunks), address(logits), address(hidden), self._error, _ERROR_BYTES
+            self._handle,
+            table.buffer_info()[0],
+            len(table) // _CHUNK_NUMBERS,
+            address(logits),
+            address(hidden),
+            self._error,
+            _ERROR_BYTES,
         )
         return "" if done == 0 else self._error.value.decode()
 

@@ -172,6 +172,27 @@ def test_without_the_library_it_says_why(monkeypatch: pytest.MonkeyPatch) -> Non
         NativeCPU.from_stored(stored_model(SHAPE))
 
 
+def test_rows_that_somebody_keeps_are_never_written_again(backend: NativeCPU) -> None:
+    """Rows come in memory that is used again, but only when nobody holds any part of the last ones."""
+    sequence = backend.open()
+    kept, copies = [], []
+    for at in range(40):
+        result = backend.run([Chunk(sequence=sequence, token_ids=IDS[at : at + 1])])[0]
+        assert result.logits is not None
+        if at % 3:
+            kept.append(result.logits if at % 2 else result.logits[0, 1:4])
+            copies.append(kept[-1].copy())
+    assert all(np.array_equal(a, b) for a, b in zip(kept, copies, strict=True))
+    places = set()
+    del result
+    for at in range(40, 44):
+        result = backend.run([Chunk(sequence=sequence, token_ids=IDS[at : at + 1])])[0]
+        assert result.logits is not None
+        places.add(result.logits.ctypes.data)
+        del result
+    assert len(places) == 1, "nobody keeps them: one place for all"
+
+
 def test_a_step_that_fails_gives_its_pages_back(backend: NativeCPU, monkeypatch: pytest.MonkeyPatch) -> None:
     sequence = backend.open()
     with monkeypatch.context() as patch:
