@@ -1,0 +1,1 @@
+"""A cycle-level mesh of processing elements on which real values flow."""

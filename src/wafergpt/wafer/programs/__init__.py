@@ -1,0 +1,1 @@
+"""Programs for the mesh: collectives, GEMV, GEMM and what a transformer is made of."""
