@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wafergpt.errors import ConfigError, NonFiniteError
-from wafergpt.inference.sampling import Sampler, SamplingConfig, distribution, most_likely, uniform
+from wafergpt.inference.sampling import Sampler, SamplingConfig, distribution, inverse, most_likely, uniform
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
 
@@ -168,3 +168,29 @@ def test_a_copy_goes_its_own_way() -> None:
     first.take(0)
     assert twin.new_ids != first.new_ids
     assert twin.adjusted(LOGITS).tolist() != first.adjusted(LOGITS).tolist()
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 129, 1000, 5000])
+def test_the_most_likely_are_those_of_a_stable_sort(size: int) -> None:
+    """With equals, with forbidden tokens, below and above what the first sieve takes."""
+    rng = np.random.default_rng(size)
+    plain = rng.standard_normal(size)
+    equals = np.round(plain * 3).astype(np.float32)
+    for scores in (plain, equals, np.where(rng.random(size) < 0.7, -np.inf, equals)):
+        for n in (1, 2, 15, 16, 77, 256, size, size + 5):
+            assert np.array_equal(most_likely(scores, n), np.argsort(-scores, kind="stable")[:n])
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 5000])
+def test_a_draw_in_blocks_is_where_the_whole_sum_passes_it(size: int) -> None:
+    rng = np.random.default_rng(size)
+    for power in (1, 9):
+        p = rng.random(size) ** power * (rng.random(size) < 0.5)
+        p[rng.integers(size)] = 1
+        total = p.cumsum()
+        for drawn in (0.0, 1 - 2.0**-53, *rng.random(200)):
+            found = inverse(p, drawn)
+            assert found == np.searchsorted(total, drawn * total[-1], side="right") or np.isclose(
+                total[found], drawn * total[-1], rtol=1e-13
+            )
+            assert p[found] > 0 or drawn > 1 - 1e-15
