@@ -11,6 +11,7 @@ import torch
 
 from native_lab import config, needs_library, stored_model
 from wafergpt.backends.native_cpu import NativeCPU
+from wafergpt.backends.torch_compiled import TorchCompiled
 from wafergpt.backends.torch_eager import TorchEager
 from wafergpt.inference.engine import Engine
 from wafergpt.inference.request import (
@@ -33,6 +34,10 @@ STORED = stored_model(SHAPE)
 
 def torch_engine(**options: Any) -> Engine:
     return Engine(TorchEager(GPT.from_stored(STORED), **options))
+
+
+def compiled_engine(**options: Any) -> Engine:
+    return Engine(TorchCompiled(GPT.from_stored(STORED), **options))
 
 
 def native_engine(precision: str = "f32", limits: Limits | None = None, **options: Any) -> Engine:
@@ -82,8 +87,8 @@ def test_the_same_greedy_tokens_on_every_backend() -> None:
         Generate(prompt_ids=tuple(random.integers(0, SHAPE.vocab_size, n).tolist()), sampling=config_)
         for n in (1, 3, 31, 32, 33, 55)
     ]
-    found = [engine.run(requests) for engine in (torch_engine(), native_engine())]
-    assert found[0] == found[1] and all(isinstance(result, Generated) for result in found[0])
+    found = [engine.run(requests) for engine in (torch_engine(), native_engine(), compiled_engine())]
+    assert found[0] == found[1] == found[2] and all(isinstance(result, Generated) for result in found[0])
 
 
 @needs_library

@@ -5,11 +5,21 @@ Shapes: L layers, B batch, H heads, S cached positions, T new positions, K d_hea
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from wafergpt.config import require
 from wafergpt.model.config import GPTConfig
+
+
+class LayerCache(Protocol):
+    """What attention asks of a cache."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one layer's new k, v [B, H, T, K]; return the keys and values [B, H, S, K] to look at."""
+        ...
 
 
 class KVCache:

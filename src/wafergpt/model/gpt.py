@@ -27,7 +27,7 @@ from wafergpt.checkpoints.huggingface.hub import resolve
 from wafergpt.checkpoints.stored_model import StoredModel, check_arrays
 from wafergpt.config import from_dict, require
 from wafergpt.errors import CheckpointError, ConfigError
-from wafergpt.model.cache import KVCache
+from wafergpt.model.cache import KVCache, LayerCache
 from wafergpt.model.config import Activation, GPTConfig
 from wafergpt.model.init import initialize
 from wafergpt.model.inputs import allowed_keys, check_ids, check_input_ids, positions_of, real_tokens
@@ -52,7 +52,7 @@ class Pass:
 
     compute_dtype: torch.dtype
     allowed: Tensor | None  # [B or 1, 1, T, S] True where a query may see a key; None: causal, nothing cached
-    cache: KVCache | None
+    cache: LayerCache | None
     keep_attentions: bool
 
 
@@ -199,7 +199,7 @@ class GPT(nn.Module):
             cache=cache,
             keep_attentions=output_attentions,
         )
-        x = self._embed(input_ids, positions)  # [B, T, D], the residual stream
+        x = self.embed(input_ids, positions)  # [B, T, D], the residual stream
         entered, attentions = [], []
         for block in self.h:
             entered += [x] if output_hidden_states else []
@@ -215,7 +215,8 @@ class GPT(nn.Module):
             attentions=tuple(attentions) if output_attentions else None,
         )
 
-    def _embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+    def embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """Token plus position, [B, T] both -> the residual stream [B, T, D]."""
         residual_dtype = self.ln_f.weight.dtype
         x: Tensor = self.wte(input_ids, residual_dtype) + self.wpe(positions, residual_dtype)  # [B, T, D]
         return x if self.multipliers.embedding == 1 else x * self.multipliers.embedding
