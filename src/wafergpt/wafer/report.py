@@ -1,0 +1,146 @@
+"""What a modelled run gives: one result type for both fidelities, as numbers, as JSON and as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from wafergpt.errors import DataError
+from wafergpt.units import format_bytes, format_duration
+from wafergpt.wafer.arch import Quantity
+
+PARTS = ("compute", "weight_streaming", "fabric", "reduction", "host")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assumption:
+    """A number that the model used, and how it is known."""
+
+    name: str
+    value: float
+    unit: str
+    evidence: str
+    source: str
+
+    @classmethod
+    def of(cls, name: str, quantity: Quantity) -> Assumption:
+        """The named `quantity` as an assumption."""
+        return cls(
+            name=name,
+            value=quantity.value,
+            unit=quantity.unit,
+            evidence=quantity.evidence.value,
+            source=quantity.source,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpCost:
+    """One row: all operators of one name, kind, phase and shape. `cycles` is 0 for what the host ran."""
+
+    name: str
+    kind: str
+    phase: str
+    shapes: str
+    count: int
+    n_flops: float
+    cycles: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unmapped:
+    """An operator without a mapping: it runs on the host, `host_s` seconds in all (modelled)."""
+
+    name: str
+    shapes: str
+    count: int
+    host_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A modelled region or run. Times in seconds, cycles of the clock `clock_hz`, bytes per PE, joules.
+
+    `breakdown_cycles` has the keys of `PARTS` and sums to `cycles`; `share_of_peak` is of all systems' dense
+    fp16 peak; `sram_bytes_per_pe` has the keys `used` (mean over PEs) and `largest` (the fullest PE);
+    `host_measured_s` is what the host took for the same region, if it was measured.
+    """
+
+    fidelity: str
+    arch: str
+    execution: str
+    systems: int
+    cycles: float
+    clock_hz: float
+    modelled_s: float
+    breakdown_cycles: Mapping[str, float]
+    share_of_peak: float
+    samples_per_s: float
+    tokens_per_s: float
+    sram_bytes_per_pe: Mapping[str, float]
+    fits: bool
+    reason: str
+    energy_j: float
+    host_measured_s: float | None = None
+    modelled_speedup: float | None = None
+    description: str = ""
+    unmapped: tuple[Unmapped, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
+    per_op: tuple[OpCost, ...] = field(default=(), repr=False)
+
+    def to_json(self) -> str:
+        """The report as a JSON object; `from_json` reads it back."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The report that `to_json` wrote. Raises DataError for anything else."""
+        try:
+            tree: dict[str, Any] = json.loads(text)
+            tree["unmapped"] = tuple(Unmapped(**row) for row in tree["unmapped"])
+            tree["assumptions"] = tuple(Assumption(**row) for row in tree["assumptions"])
+            tree["per_op"] = tuple(OpCost(**row) for row in tree["per_op"])
+            return cls(**tree)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"not a wafer report: {' '.join(str(error).split())[:120]}") from None
+
+    def lines(self) -> list[str]:
+        """The report for a reader, line by line; everything in it is modelled unless it says measured."""
+        ratio = "" if self.modelled_speedup is None else f", modelled speed-up {self.modelled_speedup:.4g}x"
+        host = (
+            "" if self.host_measured_s is None else f"host, measured: {format_duration(self.host_measured_s)}"
+        )
+        verdict = "fits" if self.fits else "does NOT fit"
+        found = [
+            f"modelled run on {self.systems} x {self.arch} ({self.execution}, {self.fidelity} fidelity)"
+            + (f": {self.description}" if self.description else ""),
+            f"modelled time: {_seconds(self.modelled_s)} = {self.cycles:,.0f} cycles "
+            f"at {self.clock_hz / 1e9:g} GHz",
+            f"modelled rate: {self.samples_per_s:,.4g} samples/s, {self.tokens_per_s:,.4g} tokens/s, "
+            f"{self.share_of_peak:.2%} of peak",
+            "modelled cycles: " + ", ".join(self._shares()),
+            f"modelled SRAM per PE: {format_bytes(self.sram_bytes_per_pe.get('used', 0.0))} used, "
+            f"{format_bytes(self.sram_bytes_per_pe.get('largest', 0.0))} in the fullest",
+            f"{verdict}: {self.reason}",
+            f"modelled energy: {self.energy_j:,.4g} J",
+        ]
+        found += [host + ratio] if host else []
+        found += [
+            f"on the host, no mapping: {u.name} {u.shapes} x {u.count}, {_seconds(u.host_s)}"
+            for u in self.unmapped
+        ]
+        found += [f"{a.evidence}: {a.name} = {a.value:.6g} {a.unit} ({a.source})" for a in self.assumptions]
+        return found
+
+    def _shares(self) -> list[str]:
+        total = max(self.cycles, 1e-30)
+        return [f"{name} {self.breakdown_cycles.get(name, 0.0) / total:.1%}" for name in PARTS]
+
+
+def _seconds(value: float) -> str:
+    """Seconds with a prefix that suits a wafer: `0.00012 -> '120 us'`."""
+    if value >= 1:
+        return format_duration(value)
+    return f"{value * 1e3:.4g} ms" if value >= 1e-3 else f"{value * 1e6:.4g} us"
