@@ -36,9 +36,9 @@ How to write one:
   four pairs are switch positions; control wavelets (`code.control(color, CONTROL_ADVANCE)`) move them.
 - **Types** are "f32", "f16", "i32". Arithmetic is float32 with the result rounded to the target's type. A
   wavelet carries one 32-bit element or two float16.
-- **Cost.** One instruction, vector step or task launch per PE and cycle, microthreads in turns. A vector
-  instruction takes one cycle to issue, then a step of 4 float16, 2 float16 into float32 or 1 float32
-  elements per cycle (2 float16 per wavelet); one more where two memory operands share a bank.
+- **Cost.** One instruction, vector step or task launch per PE and cycle, microthreads in turns. A step is 4
+  float16, 2 float16 into float32 or 1 float32 elements (2 float16 per wavelet), the first in the cycle of
+  issue; one cycle more where two memory operands share a bank; functions cost `Timing.function_cycles`.
 - **Host.** `machine = Machine(program)`, `machine.memcpy_h2d(name, values)`, `machine.launch("main").cycles`,
   `machine.memcpy_d2h(name)`; arrays of the host are [height, width, length].
 """

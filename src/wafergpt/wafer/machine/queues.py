@@ -30,7 +30,7 @@ class Queues:
         self._ring = state.q_value.shape[1]
         self._n_colors = len(image.color_names)
 
-    def number(self, pe: Index, color: Index, port: Index | int) -> Index:
+    def number(self, pe: Index, color: Index | int, port: Index | int) -> Index:
         """The queue of a PE's color behind a port (or `CORE_QUEUE`)."""
         return (pe * self._n_colors + color) * isa.N_QUEUES + port
 

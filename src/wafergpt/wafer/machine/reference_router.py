@@ -12,8 +12,9 @@ from wafergpt.wafer.machine.state import State
 
 
 class Routers:
-    """A router looks at its queues in turns (from `rr` on) and passes on the head of each whose route, output
-    ports and credits allow it; an output port carries one wavelet per cycle, a multicast needs all of its."""
+    """A router passes on the head of each of its queues whose route, output ports and credits allow it; an
+    output port carries one wavelet per cycle, a multicast needs all of its ports. The lower color goes first,
+    then the port in the order of `PORTS` [assumed: with it the star reduction costs what is published]."""
 
     def __init__(self, image: Image, state: State, queues: Queues) -> None:
         self._image, self._state, self._queues = image, state, queues
@@ -33,40 +34,34 @@ class Routers:
         there, control, value = self._queues.peek(self._numbers, cycle)
         if not there.any():
             return False
-        rr = state.rr.astype(np.int64)
         used = np.zeros(self._image.n_pes, np.int64)
-        moved = np.zeros(self._image.n_pes, np.bool_)
+        moved = False
         commands: list[tuple[Index, Words]] = []
-        for k in range(self._n_candidates):
-            candidate = (rr + k) % self._n_candidates
-            pe = np.flatnonzero(there[self._all, candidate])
+        for candidate in np.flatnonzero(there.any(axis=0)):
+            color, port = divmod(int(candidate), isa.N_PORTS)
+            pe = np.flatnonzero(there[:, candidate])
+            pe, outs = self._granted(pe, (color, port), control[pe, candidate], used, cycle)
             if len(pe) == 0:
                 continue
-            chosen = candidate[pe]
-            pe, outs, at = self._granted(pe, chosen, control[pe, chosen], used, cycle)
-            if len(pe) == 0:
-                continue
-            chosen = candidate[pe]
-            word, is_control = value[pe, chosen], control[pe, chosen]
+            word, is_control = value[pe, candidate], control[pe, candidate]
             used[pe] |= outs
-            self._forward(pe, chosen // isa.N_PORTS, outs, (word, is_control), cycle)
-            self._queues.pop(self._numbers[pe, chosen], cycle)
-            event = np.uint64(cycle << 8 | 0x80) | chosen.astype(np.uint64)
+            self._forward((pe, color), outs, (word, is_control), cycle)
+            self._queues.pop(self._numbers[pe, candidate], cycle)
+            event = np.uint64(cycle << 8 | 0x80 | int(candidate))
             mix(state.trace, pe, event ^ word.astype(np.uint64) << np.uint64(32))
-            first = pe[~moved[pe]]
-            state.rr[first] = (candidate[first] + 1) % self._n_candidates
-            moved[pe] = True
+            moved = True
+            at = pe * len(self._image.color_names) + color
             commands.append((at[is_control], word[is_control] & np.uint32(3)))
         for at, command in commands:
             self._advance(at, command)
-        return bool(moved.any())
+        return moved
 
     def _granted(
-        self, pe: Index, chosen: Index, control: Mask, used: Index, cycle: int
-    ) -> tuple[Index, Index, Index]:
-        """Of the PEs with a ready wavelet: those whose wavelet may go, its output ports, its router's row."""
+        self, pe: Index, queue: tuple[int, int], control: Mask, used: Index, cycle: int
+    ) -> tuple[Index, Index]:
+        """Of the PEs with a ready wavelet in `queue` (color, port): those whose may go, its output ports."""
         image, state = self._image, self._state
-        color, port = np.divmod(chosen, isa.N_PORTS)
+        color, port = queue
         position = state.position[pe, color].astype(np.int64)
         outs = image.route_tx[pe, color, position].astype(np.int64)
         heard = image.ramp_use[pe, color] & 4
@@ -75,12 +70,12 @@ class Routers:
         may &= (outs & used[pe]) == 0
         for out in range(isa.N_PORTS):
             needs = np.flatnonzero(may & (outs >> out & 1 != 0))
-            to, q, depth = self._target(pe[needs], color[needs], out)
+            to, q, depth = self._target(pe[needs], color, out)
             full = (to < 0) | (self._queues.occupied(q, cycle) >= depth)
             may[needs[full]] = False
-        return pe[may], outs[may], pe[may] * len(image.color_names) + color[may]
+        return pe[may], outs[may]
 
-    def _target(self, pe: Index, color: Index, out: int) -> tuple[Index, Index, int]:
+    def _target(self, pe: Index, color: int, out: int) -> tuple[Index, Index, int]:
         """Where a wavelet leaving through `out` goes: PE (-1 off the mesh), queue, how many it may hold."""
         timing = self._image.timing
         if out == isa.RAMP:
@@ -88,13 +83,16 @@ class Routers:
         to = self._beyond[out][pe]
         return to, self._queues.number(np.maximum(to, 0), color, (out + 2) & 3), timing.link_depth
 
-    def _forward(self, pe: Index, color: Index, outs: Index, wavelet: tuple[Words, Mask], cycle: int) -> None:
+    def _forward(
+        self, queue: tuple[Index, int], outs: Index, wavelet: tuple[Words, Mask], cycle: int
+    ) -> None:
+        pe, color = queue
         word, control = wavelet
         state = self._state
         sent = np.where(control, word >> np.uint32(2), word).astype(np.uint32)
         for out in range(isa.N_PORTS):
             here = outs >> out & 1 != 0
-            _, q, _ = self._target(pe[here], color[here], out)
+            _, q, _ = self._target(pe[here], color, out)
             ready = cycle + (self._image.timing.ramp_cycles if out == isa.RAMP else 1)
             self._queues.push(q, sent[here], np.full(int(here.sum()), ready), control[here])
             state.latest[pe[here]] = np.maximum(state.latest[pe[here]], ready)

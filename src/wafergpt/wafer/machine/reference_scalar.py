@@ -36,6 +36,15 @@ class Scalars:
             cost[here] = self._one(Op(int(value)), pe[here], pc[here], cycle)
         state.busy_until[pe] = cycle + cost
         state.busy_cycles[pe] += cost
+        self._first_step(pe[(op == Op.VECTOR) & (cost > 0)], pc[(op == Op.VECTOR) & (cost > 0)], cycle)
+
+    def _first_step(self, pe: Index, pc: Index, cycle: int) -> None:
+        """A vector instruction takes its first step in the cycle in which it is issued, if it can."""
+        thread = self._image.code[pc, Word.THREAD].astype(np.int64)
+        can = self._vectors.ready(pe, self._state.slots[pe, thread], cycle)
+        pe, thread = pe[can], thread[can]
+        self._state.busy_cycles[pe] -= 1
+        self._vectors.step(pe, thread, cycle)
 
     def _a_or_imm(self, pe: Index, code: Code) -> NDArray[np.int32]:
         return self._or_imm(pe, code, Word.A)

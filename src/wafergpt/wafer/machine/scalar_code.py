@@ -68,6 +68,15 @@ class Scalars:
             raise ProgramError(f"role '{self.name}' needs more than 13 registers at once")
         return Reg(self._free.pop())
 
+    def pair(self) -> tuple[Reg, Reg]:
+        """Two registers that follow each other, as `counter` and `argmax` need them."""
+        for low in sorted(self._free):
+            if low + 1 in self._free:
+                self._free.remove(low)
+                self._free.remove(low + 1)
+                return Reg(low), Reg(low + 1)
+        raise ProgramError(f"role '{self.name}' has no pair of free registers")
+
     def release(self, *registers: Reg) -> None:
         """Give registers back."""
         for register in registers:

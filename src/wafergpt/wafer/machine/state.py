@@ -38,7 +38,6 @@ class State:
     q_head: NDArray[np.uint64]  # [Q]: head | (cycle of the last pop + 1) << 32
     q_tail: NDArray[np.uint32]  # [Q]
     position: NDArray[np.uint8]  # [P, C]
-    rr: NDArray[np.int32]  # [P]
     latest: NDArray[np.int32]  # [P]
     trace: NDArray[np.uint64]  # [P]
     created: NDArray[np.int64]  # [P]
@@ -75,7 +74,6 @@ def new_state(image: Image) -> State:
         q_head=np.zeros(n * c * isa.N_QUEUES, np.uint64),
         q_tail=np.zeros(n * c * isa.N_QUEUES, np.uint32),
         position=np.zeros((n, c), np.uint8),
-        rr=np.zeros(n, np.int32),
         latest=np.zeros(n, np.int32),
         trace=np.zeros(n, np.uint64),
         created=np.zeros(n, np.int64),

@@ -6,6 +6,8 @@ namespace wafergpt::wafer {
 
 namespace {
 
+constexpr int64_t kCharged = -1;
+
 enum Event { EVENT_LAUNCH = 1, EVENT_SCALAR = 2, EVENT_STEP = 3 };
 
 inline const int32_t* slot_of(const Machine& m, int64_t pe, int thread) {
@@ -82,7 +84,17 @@ void float_operation(int32_t* regs, const int32_t* code) {
     regs[code[W_DST]] = static_cast<int32_t>(alu(code[W_MODE], v[0], v[1], v[2]));
 }
 
-// Execute the scalar instruction at pc; its cost in cycles, 0 after a fault.
+// A vector instruction takes its first step in the cycle in which it is issued, if it can.
+int64_t issue(const Machine& m, Watch* watch, int64_t pe, int32_t pc, int32_t cycle) {
+    const int thread = m.code[static_cast<size_t>(pc) * kWords + W_THREAD];
+    if (!vector_issue(m, watch, pe, pc, thread)) return 0;
+    int32_t next = kNever;
+    if (!vector_ready(m, pe, slot_of(m, pe, thread), cycle, &next)) return 1;
+    vector_step(m, watch, pe, thread, cycle);
+    return kCharged;
+}
+
+// Execute the scalar instruction at pc; its cost in cycles, 0 after a fault, kCharged if busy already.
 int64_t scalar(const Machine& m, Watch* watch, int64_t pe, int32_t cycle) {
     const int32_t pc = m.pc[pe];
     if (pc >= m.n_code) {
@@ -129,7 +141,7 @@ int64_t scalar(const Machine& m, Watch* watch, int64_t pe, int32_t cycle) {
             dsd[FIELD_BASE] = static_cast<int32_t>(static_cast<uint32_t>(dsd[FIELD_BASE]) + static_cast<uint32_t>(a_or_imm()) * size);
             return 1;
         }
-        case OP_VECTOR: return vector_issue(m, watch, pe, pc, code[W_THREAD]) ? 1 : 0;
+        case OP_VECTOR: return issue(m, watch, pe, pc, cycle);
         default: raise(m, FAULT_UNKNOWN_OPERATION, pe, pc, code[W_OP]); return 0;
     }
 }
@@ -163,6 +175,7 @@ void act(const Machine& m, Watch* watch, int64_t pe, int thread, int task, int32
     } else {
         mix(m.trace[pe], (event | EVENT_SCALAR) ^ pc);
         const int64_t cost = scalar(m, watch, pe, cycle);
+        if (cost == kCharged) return;
         m.busy_until[pe] = cycle + cost;
         m.busy_cycles[pe] += cost;
     }

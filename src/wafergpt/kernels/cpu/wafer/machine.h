@@ -40,7 +40,6 @@ struct Machine {
     uint64_t* q_head;       // [P][C][kQueues]: head | (cycle of the last pop + 1) << 32
     uint32_t* q_tail;
     uint8_t* position;      // [P][C]
-    int32_t* rr;            // [P]: candidate that the router looks at first
     int32_t* latest;        // [P]: when the last of the wavelets that the PE has pushed is ready
     // Counters.
     uint64_t* trace;        // [P]

@@ -1,4 +1,5 @@
-// The router of a PE: every cycle each output port passes one wavelet on; a multicast needs all its ports.
+// The router of a PE: every cycle each output port passes one wavelet on; a multicast needs all its ports. The
+// lower color goes first, then the port in the order N, E, S, W, ramp.
 #include "machine.h"
 
 namespace wafergpt::wafer {
@@ -72,13 +73,12 @@ void advance(const Machine& m, int64_t at, int command) {
 
 // Pass on what can be passed on in `cycle`; whether anything moved.
 bool router_step(const Machine& m, Watch* watch, int64_t pe, int32_t cycle) {
-    const int n = static_cast<int>(m.n_colors) * kPorts, first = m.rr[pe];
+    const int n = static_cast<int>(m.n_colors) * kPorts;
     int used = 0, n_commands = 0, commands[kPorts * 24][2];
     int32_t next = kNever;
     bool moved = false;
     watch[pe].looked = cycle;
-    for (int k = 0; k < n; k++) {
-        const int candidate = first + k < n ? first + k : first + k - n;
+    for (int candidate = 0; candidate < n; candidate++) {
         const int color = candidate / kPorts, in = candidate % kPorts;
         const size_t q = queue(m, pe, color, in);
         const Head head = peek(m, q, cycle);
@@ -103,7 +103,6 @@ bool router_step(const Machine& m, Watch* watch, int64_t pe, int32_t cycle) {
         if (in == kRamp && cycle + 1 < watch[pe].core) watch[pe].core = cycle + 1;
         mix(m.trace[pe], (static_cast<uint64_t>(cycle) << 8 | 0x80u | static_cast<uint64_t>(candidate)) ^
                              static_cast<uint64_t>(head.value) << 32);
-        if (!moved) m.rr[pe] = candidate + 1 < n ? candidate + 1 : 0;
         moved = true;
     }
     for (int i = 0; i < n_commands; i++) advance(m, commands[i][0], commands[i][1]);
