@@ -174,6 +174,11 @@ class Code(Scalars):
         fields["unblock"] = -1 if unblock is None else unblock.index
         self.emit(Op.VECTOR, dst=self._operand(dst, []), thread=thread, **fields)
 
+    def wait(self, thread: int) -> None:
+        """The main thread waits until the microthread's instruction has ended; one cycle."""
+        scratch = SCRATCH[0]
+        self.emit(Op.VECTOR, mode=Alu.MOV, dst=scratch, a=scratch, thread=thread)
+
     def mov(self, dst: Target, a: Operand, **how: Any) -> None:
         """dst = a, converted to dst's type. `how` as in `vector`, here and below."""
         self.vector(Alu.MOV, dst, a, **how)

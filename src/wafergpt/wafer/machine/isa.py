@@ -166,8 +166,9 @@ SLOT_OP, SLOT_I, SLOT_N, SLOT_ACTIVATE, SLOT_UNBLOCK, SLOT_STEP, SLOT_COST, SLOT
 SLOT_OPERANDS = 8
 SLOT_WORDS = 8 + 4 * DSD_WORDS
 
-# Commands in a control wavelet, two bits each; every router that passes it on takes the lowest.
-CONTROL_NOP, CONTROL_ADVANCE, CONTROL_RESET = 0, 1, 2
+# Commands in a control wavelet, two bits each; every router that passes it on takes the lowest, but leaves
+# RESET_ALL to those that follow. [assumed] The SDK's control wavelets hold eight commands of their own kind.
+CONTROL_NOP, CONTROL_ADVANCE, CONTROL_RESET, CONTROL_RESET_ALL = 0, 1, 2, 3
 
 
 class Fault(IntEnum):

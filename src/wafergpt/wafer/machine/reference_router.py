@@ -89,7 +89,8 @@ class Routers:
         pe, color = queue
         word, control = wavelet
         state = self._state
-        sent = np.where(control, word >> np.uint32(2), word).astype(np.uint32)
+        takes = control & (word & np.uint32(3) != isa.CONTROL_RESET_ALL)
+        sent = np.where(takes, word >> np.uint32(2), word).astype(np.uint32)
         for out in range(isa.N_PORTS):
             here = outs >> out & 1 != 0
             _, q, _ = self._target(pe[here], color, out)
@@ -108,4 +109,4 @@ class Routers:
         wraps = np.where(image.ring_mode.reshape(-1)[at] != 0, 0, position[at])
         following = np.where(following < image.n_positions.reshape(-1)[at], following, wraps)
         advanced = np.where(command == isa.CONTROL_ADVANCE, following, position[at])
-        position[at] = np.where(command == isa.CONTROL_RESET, 0, advanced)
+        position[at] = np.where(command >= isa.CONTROL_RESET, 0, advanced)

@@ -152,6 +152,10 @@ class Scalars:
         """dst = array[index] (float16 becomes float32). A register index costs a shift before the load."""
         self._access(Op.LOAD, dst, array, index)
 
+    def load_at(self, dst: Reg, address: Reg, type: Type) -> None:
+        """dst = the element of that type at the byte address in a register."""
+        self.emit(Op.LOAD, mode=type, dst=dst.index, a=address.index, imm=0)
+
     def store(self, array: Array, value: Reg, index: Reg | int = 0) -> None:
         """array[index] = value."""
         self._access(Op.STORE, value, array, index)

@@ -190,17 +190,19 @@ bool core_step(const Machine& m, Watch* watch, int64_t pe, int32_t cycle) {
         return false;
     }
     int32_t next = kNever;
-    int thread = m.last_thread[pe];
-    for (int k = 0; k < kThreads; k++) {
-        thread = thread + 1 == kThreads ? 0 : thread + 1;
-        int task = -1;
-        const bool can = thread == 0 ? main_ready(m, watch, pe, cycle, &next, &task)
-                                     : (watch[pe].threads >> thread & 1u) &&
-                                           vector_ready(m, pe, slot_of(m, pe, thread), cycle, &next);
-        if (!can) continue;
-        act(m, watch, pe, thread, task, cycle);
-        watch[pe].core = cycle + 1;
-        return true;
+    const uint32_t asking = watch[pe].threads | 1u, after = ~0u << (m.last_thread[pe] + 1);
+    const uint32_t turns[2] = {asking & after, asking & ~after};
+    for (uint32_t left : turns) {
+        for (; left != 0; left &= left - 1) {
+            const int thread = __builtin_ctz(left);
+            int task = -1;
+            const bool can = thread == 0 ? main_ready(m, watch, pe, cycle, &next, &task)
+                                         : vector_ready(m, pe, slot_of(m, pe, thread), cycle, &next);
+            if (!can) continue;
+            act(m, watch, pe, thread, task, cycle);
+            watch[pe].core = m.busy_until[pe] > cycle ? static_cast<int32_t>(m.busy_until[pe]) : cycle + 1;
+            return true;
+        }
     }
     watch[pe].core = next;
     return false;

@@ -40,7 +40,8 @@ bool has_space(const Machine& m, int64_t pe, int64_t color, int outs, int32_t cy
 }
 
 void forward(const Machine& m, Watch* watch, int64_t pe, int64_t color, int outs, const Head& head, int32_t cycle) {
-    const uint32_t value = head.control ? head.value >> 2 : head.value;
+    const bool takes = head.control && (head.value & 3u) != CONTROL_RESET_ALL;
+    const uint32_t value = takes ? head.value >> 2 : head.value;
     for (int port = 0; port < kPorts; port++) {
         if (!(outs >> port & 1)) continue;
         const Target to = target(m, pe, color, port);
@@ -60,7 +61,7 @@ void forward(const Machine& m, Watch* watch, int64_t pe, int64_t color, int outs
 
 // What a control wavelet did to this router's switch takes effect in the next cycle.
 void advance(const Machine& m, int64_t at, int command) {
-    if (command == CONTROL_RESET) {
+    if (command == CONTROL_RESET || command == CONTROL_RESET_ALL) {
         m.position[at] = 0;
     } else if (command == CONTROL_ADVANCE) {
         const int next = m.position[at] + 1;
