@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from wafergpt.backends.backend import Backend
 from wafergpt.backends.native_cpu import NativeCPU
-from wafergpt.backends.packed_model import PackedModel, Precision, find_packed
+from wafergpt.backends.packed_model import WEIGHTS_NAME, PackedModel, Precision, find_packed, open_packed
 from wafergpt.checkpoints.checkpoint import Checkpoint, Skipped
 from wafergpt.checkpoints.native import CHECKPOINTS_NAME, load_checkpoint
 from wafergpt.checkpoints.native_model import MODEL_GROUP, from_checkpoint
@@ -154,8 +154,9 @@ def load(
     """Load a model with its tokenizer.
 
     `model` is a run folder (its newest checkpoint that verifies), one checkpoint folder, a Hugging Face
-    folder or hub name (at `revision`), a .gguf or a .mdl file. `backend` is a `BackendName`, `precision` one
-    of f32 (the default), bf16, int8, int4; the last two are the native backend's. `device` is torch's.
+    folder or hub name (at `revision`), a .gguf or a .mdl file, or a quantized folder. `backend` is a
+    `BackendName`, `precision` one of f32 (the default), bf16, int8, int4; the last two are the native
+    backend's. `device` is torch's.
     `mup_logit_scale` ("config" or "recipe") says what a muP config means that leaves its logit scale out.
 
     The native backend packs the weights once and keeps the packed file (see `packed_model.packed_path`).
@@ -163,8 +164,11 @@ def load(
     """
     wanted = Placement.parse(backend, precision, device)
     path = formats.locate(str(model), revision)
-    if formats.detect(path) is formats.Format.NATIVE:
+    kind = formats.detect(path)
+    if kind is formats.Format.NATIVE:
         return _load_native(path, wanted)
+    if kind is formats.Format.PACKED:
+        return _load_packed(path, wanted)
     opened = formats.read(path, mup_logit_scale=mup_logit_scale)
     stored = opened.model
     if stored.tokenizer is None:
@@ -203,6 +207,26 @@ def _load_native(directory: Path, wanted: Placement) -> LoadedModel:
         step=checkpoint.step,
         skipped=checkpoint.skipped,
         notes=notes,
+    )
+
+
+def _load_packed(folder: Path, wanted: Placement) -> LoadedModel:
+    """What `wafergpt quantize` wrote: it has one precision, and the native backend alone runs it."""
+    reason = _native_reason(wanted)
+    if reason is not None:
+        raise ConfigError(f"'{folder}' is quantized for native_cpu: {reason}")
+    packed = open_packed(folder / WEIGHTS_NAME)
+    require(
+        wanted.precision in (None, packed.precision),
+        f"'{folder}' is quantized to {packed.precision}, not to {wanted.precision}",
+    )
+    tokenizer = Tokenizer.load(folder / TOKENIZER_NAME)
+    return LoadedModel(
+        config=packed.config,
+        tokenizer=tokenizer,
+        backend=NativeCPU(packed),
+        checkpoint_path=folder,
+        step=None,
     )
 
 

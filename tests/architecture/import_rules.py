@@ -82,7 +82,7 @@ RULES: dict[str, Rule] = {
         5, "backends.backend", "backends.pages", "kernels", "checkpoints", "model", "ops"
     ),
     "backends.torch_compiled": _torch(
-        5, "backends.backend", "backends.torch_eager", "kernels", "checkpoints", "model", "ops"
+        5, "backends.backend", "backends.pages", "kernels", "checkpoints", "model", "ops"
     ),
     "devices": _torch(5, "wafer"),
     "finetuning": _torch(6, "training", "tasks", "data", "model", "checkpoints"),

@@ -41,6 +41,7 @@ from wafergpt.model.config import GPTConfig
 MAGIC = b"WGPTPACK"
 VERSION = 1  # of the layout; another one is packed anew
 SUFFIX = ".wgpack"
+WEIGHTS_NAME = f"model{SUFFIX}"  # in a folder that `wafergpt quantize` wrote
 _ALIGN = 64
 _BODY_ALIGN = 4096
 _PREFIX_BYTES = len(MAGIC) + 8 + 32

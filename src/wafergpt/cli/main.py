@@ -40,6 +40,7 @@ VERBS: dict[str, Verb] = {
     "generate": Verb(help="Continue a prompt with a trained model, streaming the text."),
     "eval": Verb(help="Measure nats per token, perplexity and bits per byte on a text."),
     "convert": Verb(help="Write a checkpoint in another format, and prove that it is the same model."),
+    "quantize": Verb(help="Pack a model in int8, int4 or bf16 for fast inference, and prove what it costs."),
     "verify": Verb(help="Compare two checkpoints, or engines running them, logit by logit."),
     "doctor": Verb(help="Say what this machine and installation have, and what is missing."),
 }

@@ -6,17 +6,14 @@ written, it is let go, and the result is read back and asked the same.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import gc
 import os
-import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from wafergpt.checkpoints.files import OSFiles, remove_tree, storage_error, sync_directory, write_atomic
+from wafergpt.checkpoints.files import OSFiles, storage_error, sync_directory, write_atomic
 from wafergpt.checkpoints.gguf.layout import GGUFKind, TensorType
 from wafergpt.checkpoints.gguf.names import tensor_names
 from wafergpt.checkpoints.gguf.writer import check_exportable, tensor_plan, write_gguf
@@ -41,6 +38,7 @@ from wafergpt.conversion.proof import (
     tokenizer_problems,
     versions,
 )
+from wafergpt.conversion.staging import staging_beside
 from wafergpt.errors import CheckpointError
 from wafergpt.evaluation.certificate import Certificate, Departure, Subject, certificate_path
 from wafergpt.evaluation.parity import Answers, Comparison, Prompt, battery, compare
@@ -135,7 +133,7 @@ def convert(
     beside = [target.with_suffix(".yaml")] if to is Format.MODEL_ZOO else []
     for path in (target, certificate_path(target), *beside):
         require(not os.path.lexists(path), f"'{path}' exists already; choose another name or remove it")
-    with _staging(target) as staging:
+    with staging_beside(target) as staging:
         path = locate(source, options.revision, old_weights=True)
         workspace = staging / "safetensors"
         opened = read(path, mup_logit_scale=options.mup_logit_scale, workspace=workspace)
@@ -168,44 +166,6 @@ def _with_tokenizer(opened: Opened, name: str | None) -> Opened:
     )
     notes = tuple(note for note in opened.model.notes if "holds no tokenizer" not in note)
     return replace(opened, model=replace(opened.model, tokenizer=tokenizer, notes=notes))
-
-
-@contextlib.contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """A hidden folder beside the target (so that a rename is atomic), gone afterwards.
-
-    What a killed conversion to the same target left is removed; one that is alive holds a lock on its own.
-    """
-    parent = target.parent.resolve()
-    require(parent.is_dir(), f"the folder '{target.parent}' does not exist")
-    prefix = f".{target.name}.converting-"
-    _remove_leftovers(parent, prefix)
-    staging = parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        staging.mkdir()
-        lock = os.open(staging, os.O_RDONLY)
-    except OSError as error:
-        raise storage_error(f"cannot write in '{parent}'", error, "nothing was changed") from error
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield staging
-    finally:
-        os.close(lock)
-        with contextlib.suppress(OSError):
-            remove_tree(OSFiles(), staging)
-
-
-def _remove_leftovers(parent: Path, prefix: str) -> None:
-    for name in os.listdir(parent):
-        if name.startswith(prefix):
-            with contextlib.suppress(OSError):
-                descriptor = os.open(parent / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    remove_tree(OSFiles(), parent / name)
-                finally:
-                    os.close(descriptor)
 
 
 def _write(opened: Opened, name: str, written: Path, to: Format, options: Options, tell: Tell) -> _Reference:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from wafergpt.backends.packed_model import WEIGHTS_NAME
 from wafergpt.checkpoints.checkpoint import TENSOR_SUFFIX, parse_step_name
 from wafergpt.checkpoints.files import CHUNK_BYTES
 from wafergpt.checkpoints.gguf.reader import read_gguf
@@ -39,6 +40,7 @@ class Format(StrEnum):
     TORCH_BIN = "torch-bin"  # ... with pytorch_model.bin: only `wafergpt convert` opens it
     MODEL_ZOO = "mdl"  # the Cerebras Model Zoo's HDF5 checkpoint
     GGUF = "gguf"  # llama.cpp's file
+    PACKED = "packed"  # a folder that `wafergpt quantize` wrote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,8 @@ def _detect_folder(path: Path) -> Format:
     names = {entry.name for entry in path.iterdir()}
     if MANIFEST_NAME in names:
         return Format.NATIVE
+    if WEIGHTS_NAME in names:
+        return Format.PACKED
     if "config.json" in names:
         if names & {"model.safetensors", "model.safetensors.index.json"}:
             return Format.HUGGING_FACE
@@ -122,6 +126,10 @@ def read(
         model = from_checkpoint(checkpoint)
         facts = {**model.provenance, **_held_out(path, checkpoint.step)}
         return Opened(model=replace(model, provenance=facts), format=kind, files=(weights,))
+    if kind is Format.PACKED:
+        raise CheckpointError(
+            f"'{path}' is quantized: `generate`, `eval` and `verify` run it, but its float weights are gone"
+        )
     if kind is Format.GGUF:
         return Opened(model=read_gguf(path), format=kind, files=(path,))
     if kind is Format.MODEL_ZOO:

@@ -8,10 +8,14 @@ import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from wafergpt.backends.backend import Chunk
+from wafergpt.backends.native_cpu import NativeCPU
+from wafergpt.backends.packed_model import Precision
 from wafergpt.checkpoints.files import CHUNK_BYTES
 from wafergpt.checkpoints.gguf import blocks
 from wafergpt.checkpoints.gguf.layout import TensorType
@@ -49,6 +53,12 @@ _WEIGHT_NOISE = {
     TensorType.Q8_0: 2.5 / 127 / math.sqrt(12),
     TensorType.Q4_0: 2.5 / 8 / math.sqrt(12),
 }
+# The same for (weights, inputs) of the native backend; an int8 step is largest / 127 of a row.
+_PACKED_NOISE = {
+    Precision.BF16: (2.0**-8 / math.sqrt(3), 2.0**-8 / math.sqrt(3)),
+    Precision.INT8: (3.5 / 127 / math.sqrt(12), 6.0 / 127 / math.sqrt(12)),
+    Precision.INT4: (2.5 / 8 / math.sqrt(12), 6.0 / 127 / math.sqrt(12)),
+}
 _MATRICES_PER_LAYER = 4
 _MATRICES_BESIDE = 2  # embedding and head
 # By how much attention's softmax may enlarge an error. Random models of 2 to 8 layers with weights of std
@@ -73,6 +83,31 @@ class OurModel:
         with torch.no_grad():
             rows = self._gpt(ids, n_logits=n_last).logits  # [1, n_last, V]
         return rows[0].numpy()  # type: ignore[no-any-return]
+
+
+class NativeModel:
+    """A packed file behind the face of a `LogitSource`, run by the native backend."""
+
+    normalized = False
+
+    def __init__(self, path: Path, name: str) -> None:
+        """Raises CheckpointError, MissingDependencyError."""
+        self.name = name
+        self._backend = NativeCPU.from_packed(path)
+        self.vocab_size = self._backend.vocab_size
+        self.max_seq_len = self._backend.max_seq_len
+        self.precision, self.config = self._backend.precision, self._backend.config
+
+    def logits(self, token_ids: Sequence[int], n_last: int) -> Logits:
+        """See `LogitSource.logits`."""
+        sequence = self._backend.open()
+        try:
+            chunk = Chunk(sequence=sequence, token_ids=token_ids, n_logits=n_last)
+            rows = self._backend.run([chunk])[0].logits
+        finally:
+            self._backend.release(sequence)
+        assert rows is not None
+        return rows.copy()
 
 
 def answers_of(stored: StoredModel, name: str, prompts: Sequence[Prompt]) -> Answers:
@@ -102,6 +137,28 @@ def rounding_bounds(
     return Bounds(
         reason=f"weights rounded to {kind.name.lower()}: mean KL (g r s)^2 (4 L + 2) / 2 = {bound:.2g} nats"
         f" for noise r = {noise:.2g}, spread of logits s = {found.logit_spread:.3g}, g = {_GROWTH:g}",
+        mean_kl=bound,
+    )
+
+
+def packed_bounds(
+    precision: Precision, config: GPTConfig, found: Comparison, max_kl: float | None = None
+) -> Bounds:
+    """The bound on the mean KL of a packed model: `rounding_bounds` with the noise of weights and inputs.
+
+    Below f32 what a matrix is multiplied with is rounded too, and errs as if its weights did. A row of some
+    hundred normal values has its largest at 3.5 sigma, inputs have heavier tails: 6. `EXACT` for f32.
+    """
+    if precision is Precision.F32 and max_kl is None:
+        return EXACT
+    if max_kl is not None:
+        return asked_for(max_kl)
+    noise = math.hypot(*_PACKED_NOISE[precision])
+    n_matrices = _MATRICES_PER_LAYER * config.n_layers + _MATRICES_BESIDE
+    bound = 0.5 * (_GROWTH * noise * found.logit_spread) ** 2 * n_matrices
+    return Bounds(
+        reason=f"weights and inputs rounded to {precision}: mean KL (g r s)^2 (4 L + 2) / 2 = {bound:.2g}"
+        f" nats for noise r = {noise:.2g}, spread of logits s = {found.logit_spread:.3g}, g = {_GROWTH:g}",
         mean_kl=bound,
     )
 

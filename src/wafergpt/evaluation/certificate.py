@@ -46,6 +46,21 @@ class Departure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldOutRise:
+    """Loss of both on the same held-out text."""
+
+    n_tokens: int
+    source_bits_per_byte: float
+    target_bits_per_byte: float
+    max_rise_percent: float
+
+    @property
+    def percent(self) -> float:
+        """By how much the target is worse."""
+        return 100 * (self.target_bits_per_byte / self.source_bits_per_byte - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Certificate:
     """`problems` is empty exactly when source and target are the same within the bounds."""
 
@@ -55,6 +70,7 @@ class Certificate:
     bounds: Bounds
     arrays: ArrayCheck | None = None  # None: two existing models were compared
     departures: tuple[Departure, ...] = ()
+    held_out: HeldOutRise | None = None  # measured for quantized models on request
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     versions: dict[str, str]
@@ -103,6 +119,12 @@ class Certificate:
             f" most likely token the same: {d.found.top1_agreement:.2%}"
             for d in self.departures
         ]
+        if self.held_out is not None:
+            rise = self.held_out
+            lines.append(
+                f"held-out bits/byte: {rise.source_bits_per_byte:.4f}, then {rise.target_bits_per_byte:.4f}"
+                f" ({rise.percent:+.3f} %, at most {rise.max_rise_percent:g} %)"
+            )
         rounding = self.arrays is not None and self.arrays.n_rounded > 0
         verdict = "the same" + (" but for the rounding" if rounding else "")
         if not self.same:

@@ -18,6 +18,7 @@ from wafergpt.checkpoints.stored_model import StoredModel
 from wafergpt.conversion import convert as module
 from wafergpt.conversion.convert import DType, Options, convert, target_format
 from wafergpt.conversion.formats import Format, read
+from wafergpt.conversion.staging import staging_beside
 from wafergpt.errors import CheckpointError, ConfigError
 from wafergpt.evaluation.certificate import Certificate, certificate_path
 from wafergpt.evaluation.parity import Bounds
@@ -196,7 +197,7 @@ def test_what_a_killed_conversion_left_is_removed_but_not_a_live_one(tmp_path: P
     for folder in (dead, other):
         (folder / "safetensors").mkdir(parents=True)
         (folder / "m.gguf").write_bytes(b"half")
-    with module._staging(tmp_path / "m.gguf") as alive:
+    with staging_beside(tmp_path / "m.gguf") as alive:
         assert not dead.exists()
         convert(source, tmp_path / "m.gguf")
         assert alive.is_dir()
