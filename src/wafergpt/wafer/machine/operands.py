@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from wafergpt.wafer.machine.errors import ProgramError
 from wafergpt.wafer.machine.isa import TYPE_BYTES, Type
-
-if TYPE_CHECKING:
-    from wafergpt.wafer.machine.code import Code
 
 TYPES = {"f32": Type.F32, "f16": Type.F16, "i32": Type.I32}
 NUMPY_TYPES: dict[Type, np.dtype[Any]] = {
@@ -51,11 +48,20 @@ class Dsd:
     type: Type
 
 
+class Home(Protocol):
+    """The role's code that an array belongs to."""
+
+    name: str
+
+    def shared_view(self, array: Array, start: int, length: int, stride: int) -> Dsd:
+        """A descriptor of array[start : start + length * stride : stride]."""
+
+
 @dataclass(frozen=True, eq=False)
 class Array:
     """A named array in a PE's memory: `length` elements from byte `address` on."""
 
-    code: Code
+    code: Home
     name: str
     type: Type
     length: int

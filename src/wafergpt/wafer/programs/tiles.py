@@ -52,4 +52,4 @@ class Costs:
 
 
 BARE = Costs()
-CSL_LIBRARY = Costs(step_cycles=250, call_cycles=20, fmac_cycles=2)
+CSL_LIBRARY = Costs(step_cycles=290, call_cycles=20, fmac_cycles=2)
