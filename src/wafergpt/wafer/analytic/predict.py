@@ -1,0 +1,237 @@
+"""Predicted values of published measurements: one row in, one figure out, or the reason why not."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from wafergpt.errors import DataError, WaferGPTError, did_you_mean
+from wafergpt.wafer.analytic import inference, programs, training
+from wafergpt.wafer.analytic.parameters import value
+from wafergpt.wafer.analytic.rows import Row
+from wafergpt.wafer.analytic.shape import Shape
+from wafergpt.wafer.arch import WSE2, WSE3, Arch
+
+HEADER = ("id", "metric", "predicted", "unit", "low", "high", "fidelity", "reason")
+SPREAD = 0.15  # assumed half width of the printed interval, in logarithms about: 15 % either way
+DEFAULT_BATCH = 64.0  # sequences per system where the source does not print it: within a few % of saturation
+TOKENS_PER_PARAMETER = 20.0  # Cerebras-GPT, arXiv 2304.03208
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A modelled figure in `unit`; `cycles` and `clock_hz` where the figure is a time of a program."""
+
+    id: str
+    metric: str
+    predicted: float | bool | None
+    unit: str
+    reason: str
+    cycles: float | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """The row of the output file."""
+        if self.predicted is None:
+            return (self.id, self.metric, "", self.unit, "", "", "analytic", self.reason)
+        if isinstance(self.predicted, bool):
+            text = low = high = str(self.predicted).lower()
+        else:
+            spread = 0.0 if self.unit == "FLOP" else SPREAD
+            text, low, high = (f"{self.predicted * f:.6g}" for f in (1.0, 1 / (1 + spread), 1 + spread))
+        return (self.id, self.metric, text, self.unit, low, high, "analytic", self.reason)
+
+
+Answer = tuple[float | bool, str, float | None]  # figure, how it was found, cycles
+
+
+def _arch(row: Row) -> Arch:
+    platform = row.text("platform").upper()
+    return WSE3 if "CS-3" in platform or "WSE-3" in platform else WSE2
+
+
+def _systems(row: Row) -> int:
+    return row.whole("n_systems", 1)
+
+
+def _per_system_batch(row: Row, systems: int) -> float:
+    return row.number("batch", DEFAULT_BATCH * systems) / systems
+
+
+def scaled(systems: int) -> float:
+    """Rate of `systems` systems over that of one: linear, less the loss per doubling."""
+    return systems * (1.0 - value("loss_per_doubling")) ** max(0, (systems - 1).bit_length())
+
+
+def train_samples_per_s(
+    shape: Shape, *, batch: float, seq_len: int, systems: int, arch: Arch, release: str
+) -> float:
+    """Samples/s of training by weight streaming; `batch` sequences per system."""
+    step = training.weight_streaming(shape, batch=batch, seq_len=seq_len, arch=arch, release=release)
+    return batch / step.total_s * scaled(systems)
+
+
+def _train(row: Row) -> Answer:
+    shape, arch, systems = row.shape(), _arch(row), _systems(row)
+    default = 128 if shape.vocab == 0 else 2048
+    seq_len = row.whole("seq_len", default)
+    release = row.text("release")
+    note = "CS-3 is an extrapolation by peak; " if arch is WSE3 else ""
+    if "pipelin" in row.text("mode").lower():
+        rate = training.pipelined_samples_per_s(shape, seq_len=seq_len, arch=arch, release=release)
+        return rate, note + "layers laid out as a pipeline; slowest kernel sets the rate", None
+    batch = _per_system_batch(row, systems)
+    rate = train_samples_per_s(
+        shape, batch=batch, seq_len=seq_len, systems=systems, arch=arch, release=release
+    )
+    how = f"weight streaming, {batch:g} sequences per system"
+    cycles = batch * systems / rate * arch.clock_hz
+    return rate, note + how + ("" if row.text("batch") else " (assumed)"), cycles
+
+
+def _prefill(row: Row) -> Answer:
+    shape, p, seq_len = row.shape(), row.grid_edge("prefill", 660), row.whole("seq_len", 4096)
+    cycles = shape.n_layers * inference.prefill_layer_cycles(shape, seq_len=seq_len, p=p)
+    return seq_len * WSE2.clock_hz / cycles, f"{shape.n_layers} layers on {p} x {p} PEs", cycles
+
+
+def _decode(row: Row) -> Answer:
+    shape, p = row.shape(), row.grid_edge("decode", 360)
+    context = row.whole("seq_len", 4096)
+    cycles = shape.n_layers * inference.decode_layer_cycles(shape, context=context, p=p)
+    return WSE2.clock_hz / cycles, f"{shape.n_layers} layers on {p} x {p} PEs, context {context}", cycles
+
+
+def _request(row: Row) -> Answer:
+    shape = row.shape()
+    grids = (row.grid_edge("prefill", 660), row.grid_edge("decode", 360))
+    in_len, out_len = row.whole("seq_len", 2048), row.whole("out_len", 128)
+    rate = inference.request_tokens_per_s(shape, in_len=in_len, out_len=out_len, grids=grids)
+    return rate, f"prefill, re-layout and decode on {grids[0]} and {grids[1]} square", None
+
+
+def _program(row: Row) -> Answer:
+    """Cycles of the program that the group names; the caller turns them into the row's unit."""
+    group, model = row.text("group").lower(), row.text("model").lower()
+    if "matvec" in group:
+        repeats = re.search(r"x\s?(\d{1,4})$", model)
+        n = row.mkn()[2]
+        cycles = programs.matvec_cycles(n, int(repeats[1]) if repeats else 10)
+        return cycles, f"{n} columns padded to four words, one PE", cycles
+    m, k, n = row.mkn()
+    if "gemv" in group or (m == 1 and "summa" not in group):
+        p = row.grid_edge("", 750)
+        cycles = programs.gemv_cycles(k, n, p)
+        return cycles, f"two-phase tree all-reduce on {p} x {p} PEs", cycles
+    if "summa" in group or "summa" in model:
+        grid = row.grids().get("") or (row.grid_edge(""),) * 2
+        cycles = programs.summa_cycles(m, k, n, grid)
+        return cycles, f"SUMMA in float32 on {grid[0]} x {grid[1]} PEs", cycles
+    p = row.grid_edge("", 750)
+    cycles = programs.mesh_gemm_cycles(m, k, n, p)
+    return cycles, f"cyclic shifts of two hops on {p} x {p} PEs", cycles
+
+
+def _clock(row: Row) -> float:
+    return WSE2.clock_sdk_hz if row.text("group") == "gemm_summa_csl" else WSE2.clock_hz
+
+
+def _time(row: Row, factor: float) -> Answer:
+    cycles, how, _ = _program(row)
+    return cycles / _clock(row) * factor, how, cycles
+
+
+def _utilization(row: Row) -> Answer:
+    first = Shape(n_layers=10, d_model=768, d_ffn=3072, n_heads=12, n_kv_heads=12, vocab=50257)
+    release = row.text("release")
+
+    def per_system(shape: Shape, batch: float, seq_len: int, systems: int) -> float:
+        rate = train_samples_per_s(
+            shape, batch=batch, seq_len=seq_len, systems=systems, arch=WSE2, release=release
+        )
+        return rate * seq_len * shape.reported_flops_per_token(seq_len) / systems
+
+    systems, seq_len = _systems(row), row.whole("seq_len", 2048)
+    batch = _per_system_batch(row, systems)
+    ratio = per_system(row.shape(), batch, seq_len, systems) / per_system(first, 120.0, 2048, 1)
+    return ratio, f"reported FLOPs per second and system, {batch:g} sequences each, over 111M's", None
+
+
+def _flops(row: Row) -> Answer:
+    shape, seq_len = row.shape(), row.whole("seq_len", 2048)
+    tokens = TOKENS_PER_PARAMETER * shape.parameters_with_vectors(seq_len)
+    return (
+        shape.reported_flops_per_token(seq_len) * tokens,
+        f"{tokens:.4g} tokens (20 per parameter), model-card convention",
+        None,
+    )
+
+
+def _max_decode(row: Row, shifted: bool) -> Answer:
+    shape, p = row.shape(), row.grid_edge("decode", 360)
+    tokens = inference.max_decode_tokens(shape, p=p, shifted=shifted)
+    return tokens, f"free SRAM of {'all rows' if shifted else 'one row'} of {p} x {p} regions", None
+
+
+def _out_of_memory(row: Row) -> Answer:
+    shape, arch = row.shape(), _arch(row)
+    if row.text("mode").lower() in ("prefill", "decode", "inference", "request", "end_to_end"):
+        context = row.whole("seq_len", 4096) + (row.whole("out_len", 1) if row.text("out_len") else 0)
+        return (
+            not inference.inference_fits(shape, context=context, arch=arch),
+            "weights and cache in SRAM",
+            None,
+        )
+    fits = training.training_fits(shape, seq_len=row.whole("seq_len", 2048), arch=arch)
+    return not fits, "one sequence's activations of one layer in SRAM", None
+
+
+METRICS: dict[str, tuple[str, Callable[[Row], Answer]]] = {
+    "train_throughput": ("samples/s", _train),
+    "prefill_throughput": ("tok/s", _prefill),
+    "decode_throughput": ("tok/s", _decode),
+    "throughput_per_request": ("tok/s", _request),
+    "latency": ("ms", lambda row: _time(row, 1e3)),
+    "time": ("us", lambda row: _time(row, 1e6)),
+    "cycles": ("cycles", _program),
+    "flops_utilization_relative_to_111M_on_1_CS2": ("ratio", _utilization),
+    "max_decode_len_concat_kv": ("tokens", lambda row: _max_decode(row, False)),
+    "max_decode_len_shift_kv": ("tokens", lambda row: _max_decode(row, True)),
+    "training_flops_reported": ("FLOP", _flops),
+    "out_of_memory": ("bool", _out_of_memory),
+}
+
+
+def predict(row: Row) -> Prediction:
+    """The modelled figure of `row`; what cannot be modelled has `predicted` None and the reason."""
+    name, metric = row.text("id"), row.text("metric")
+    unit = row.text("unit")
+    if metric not in METRICS:
+        reason = f"no model for the metric '{metric[:60]}'{did_you_mean(metric, list(METRICS))}"
+        return Prediction(name, metric, None, unit, reason)
+    unit, answer = METRICS[metric]
+    unit = row.text("unit") or unit
+    try:
+        figure, how, cycles = answer(row)
+    except (DataError, WaferGPTError) as error:
+        return Prediction(name, metric, None, unit, str(error))
+    except (OverflowError, ZeroDivisionError, MemoryError):
+        return Prediction(name, metric, None, unit, "the row's numbers are out of the model's range")
+    spent = "" if cycles is None else f"; {cycles:.0f} cycles at {_clock(row) / 1e9:g} GHz"
+    return Prediction(name, metric, figure, unit, f"modelled: {how}{spent}", cycles)
+
+
+def as_csv(predictions: list[Prediction]) -> str:
+    """The output file's text."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADER)
+    writer.writerows(p.cells() for p in predictions)
+    return text.getvalue()
+
+
+def error_of(predicted: float, published: float) -> float:
+    """max(p / v, v / p) - 1."""
+    return max(predicted / published, published / predicted) - 1.0
