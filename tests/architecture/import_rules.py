@@ -105,6 +105,7 @@ RULES: dict[str, Rule] = {
     "cli": _free(10, "api", "conversion", "quickstart", "runs", third_party=("typer", "rich")),
     "cli.assets": _free(10, "assets", third_party=("typer", "rich")),
     "cli.prepare": _free(10, "api", "data", third_party=("typer", "rich")),
+    "cli.wafer": _free(10, "wafer", "model.family", third_party=("typer",)),
     "cli.doctor": _free(10, "kernels", "assets", third_party=("typer", "torch")),
     "": Rule(layer=11, may_import=("",)),  # the top __init__ names the public API
 }

@@ -42,6 +42,10 @@ VERBS: dict[str, Verb] = {
     "convert": Verb(help="Write a checkpoint in another format, and prove that it is the same model."),
     "quantize": Verb(help="Pack a model in int8, int4 or bf16 for fast inference, and prove what it costs."),
     "verify": Verb(help="Compare two checkpoints, or engines running them, logit by logit."),
+    "wafer": Verb(
+        help="Model a WSE-2: plan a run on it, predict published measurements.",
+        subverbs={"plan": "plan_run", "predict": "predict_rows"},
+    ),
     "doctor": Verb(help="Say what this machine and installation have, and what is missing."),
 }
 

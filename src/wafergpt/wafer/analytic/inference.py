@@ -9,10 +9,10 @@ from __future__ import annotations
 from wafergpt.wafer.analytic.parameters import PARAMETERS, value
 from wafergpt.wafer.analytic.programs import (
     STAGE_CYCLES,
-    shift_cycles,
     all_reduce_cycles,
     ceil_div,
     gemm_step_cycles,
+    shift_cycles,
     vector_matrix_cycles,
 )
 from wafergpt.wafer.analytic.shape import Shape

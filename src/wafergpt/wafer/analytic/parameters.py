@@ -1,4 +1,4 @@
-"""Numbers that the closed forms use beyond the hardware's: fitted to calibration rows, derived, or assumed."""
+"""Numbers that the closed forms use beyond the hardware's: fitted to calibration rows, derived, assumed."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ PARAMETERS: dict[str, Quantity] = {
     # One PE's matrix-vector product
     "matvec_column_cycles": _derived(1.0, "cycle", "issue of a column's vector operation; whole cycles"),
     "matvec_call_cycles": _fitted(42.8, "cycle", "one call: three descriptors and the loop"),
+    # Captured operators
+    "weight_products_per_layer": _derived(
+        8.0, "product", "four matrices of a GPT-2 layer, forward and backward: shares the layer latencies"
+    ),
+    "function_cycles": _assumed(16.0, "cycle", "per element of exp, tanh, root or division, in software"),
     # Layer-pipelined execution
     "pipelined_macs_per_cycle": _derived(
         2.3, "MAC/cycle", "kernels sustain 2.2 to 2.45: compile report, DABench"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from wafergpt.errors import DataError, WaferGPTError, did_you_mean
 from wafergpt.wafer.analytic import inference, programs, training
-from wafergpt.wafer.analytic.parameters import value
 from wafergpt.wafer.analytic.rows import Row
+from wafergpt.wafer.analytic.scaling import scaled
 from wafergpt.wafer.analytic.shape import Shape
 from wafergpt.wafer.arch import WSE2, WSE3, Arch
 
@@ -58,11 +58,6 @@ def _systems(row: Row) -> int:
 
 def _per_system_batch(row: Row, systems: int) -> float:
     return row.number("batch", DEFAULT_BATCH * systems) / systems
-
-
-def scaled(systems: int) -> float:
-    """Rate of `systems` systems over that of one: linear, less the loss per doubling."""
-    return systems * (1.0 - value("loss_per_doubling")) ** max(0, (systems - 1).bit_length())
 
 
 def train_samples_per_s(

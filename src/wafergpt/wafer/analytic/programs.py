@@ -63,7 +63,7 @@ def mesh_gemm_cycles(m: int, k: int, n: int, p: int, parameters: dict[str, Quant
 
 
 def gemm_step_cycles(mt: int, kt: int, nt: int, parameters: dict[str, Quantity] = PARAMETERS) -> float:
-    """One step: the product of tiles mt x kt and kt x nt, which hides the shift of both if that is shorter."""
+    """One step: the product of tiles mt x kt and kt x nt; it hides the shift of both if that is shorter."""
     per_vector = ceil_div(mt, WSE2.simd["fp16"]) + value("map_cycles", parameters)
     local = kt * (nt * per_vector + value("column_setup_cycles", parameters))
     shift = ceil_div(max(mt * kt, kt * nt), _HALVES_PER_WAVELET)

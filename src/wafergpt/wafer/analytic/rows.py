@@ -51,6 +51,33 @@ KNOWN_SHAPES: dict[str, tuple[int, int, int, int, int, int]] = {
 }
 
 
+# GPT-3's own sizes (arXiv 2005.14165, table 2.1; 13B printed there with d 5140), for planning.
+GPT3_SHAPES: dict[str, tuple[int, int, int, int, int, int]] = {
+    "125M": (12, 768, 12, 12, 3072, 50257),
+    "350M": (24, 1024, 16, 16, 4096, 50257),
+    "760M": (24, 1536, 16, 16, 6144, 50257),
+    "1.3B": (24, 2048, 24, 24, 8192, 50257),
+    "2.7B": (32, 2560, 32, 32, 10240, 50257),
+    "6.7B": (32, 4096, 32, 32, 16384, 50257),
+    "13B": (40, 5140, 40, 40, 20560, 50257),
+    "175B": (96, 12288, 96, 96, 49152, 50257),
+}
+
+
+def shape_of(numbers: tuple[int, int, int, int, int, int], *, gated_ffn: bool = False) -> Shape:
+    """The shape of (layers, d_model, heads, key-value heads, d_ffn, vocabulary)."""
+    layers, d_model, heads, kv_heads, d_ffn, vocab = numbers
+    return Shape(
+        n_layers=layers,
+        d_model=d_model,
+        d_ffn=d_ffn,
+        n_heads=heads,
+        n_kv_heads=kv_heads,
+        vocab=vocab,
+        gated_ffn=gated_ffn,
+    )
+
+
 def _key(name: str) -> str:
     return re.sub(r"[^a-z0-9.]", "", name.lower().replace("cerebras-gpt", "gpt-3"))
 
@@ -105,15 +132,8 @@ class Row:
         vocab = 0 if is_encoder else self.whole("vocab", known[5] or 50257)
         if max(layers, d_model, heads, d_ffn, vocab) > 10_000_000:
             raise DataError("a dimension of the model is above ten million")
-        return Shape(
-            n_layers=layers,
-            d_model=d_model,
-            d_ffn=d_ffn,
-            n_heads=heads,
-            n_kv_heads=kv_heads,
-            vocab=vocab,
-            gated_ffn=bool(_GATED.search(model)),
-        )
+        gated = bool(_GATED.search(model))
+        return shape_of((layers, d_model, heads, kv_heads, d_ffn, vocab), gated_ffn=gated)
 
     def grids(self) -> dict[str, tuple[int, int]]:
         """`600x600` as `{"": (600, 600)}`, `prefill 660x660; decode 360x360` by phase. Raises DataError."""

@@ -1,0 +1,91 @@
+"""`wafergpt wafer`: a WSE-2 in closed form: plan a run, predict measurements. Every figure is modelled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from wafergpt.wafer.analytic.shape import Shape
+
+
+def plan_run(
+    name: Annotated[str, typer.Argument(help="111M to 13B, gpt2 to gpt2-xl, gpt3-125M to gpt3-175B, 175B.")],
+    systems: Annotated[int, typer.Option(help="Systems that share the batch: 1 to 192 (WSE-3: 2048).")] = 1,
+    batch: Annotated[
+        int | None, typer.Option(help="Sequences per step over all systems.", show_default="the best batch")
+    ] = None,
+    seq_len: Annotated[
+        int | None, typer.Option(help="Window, in tokens.", show_default="the model's")
+    ] = None,
+    arch: Annotated[str, typer.Option(help="WSE-2 or WSE-3 (extrapolated by its peak).")] = "WSE-2",
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Model the compute-optimal run of NAME: fit, step, days, energy, scaling, best batch, inference."""
+    from dataclasses import asdict
+    from json import dumps
+
+    from wafergpt.config import require
+    from wafergpt.wafer.analytic.plan import lines, plan
+    from wafergpt.wafer.arch import PRESETS, get_arch
+
+    wafer = get_arch(arch)
+    require(wafer.name in PRESETS, f"a plan needs a whole wafer: {', '.join(PRESETS)}; got {arch}")
+    title, shape, window = _shape(name)
+    window = window if seq_len is None else seq_len
+    require(1 <= window <= 1_000_000, f"seq_len = {window} is out of range; allowed: 1 to 1,000,000")
+    require(batch is None or batch <= 10**9, f"batch = {batch} is out of range; allowed: up to 1e9")
+    answer = plan(title, shape, seq_len=window, systems=systems, batch=batch, arch=wafer)
+    print(dumps(asdict(answer), indent=2) if json else "\n".join(lines(answer)))
+
+
+def predict_rows(
+    rows: Annotated[Path, typer.Argument(help="CSV file of measurements to predict.")],
+    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+) -> None:
+    """Model every row of a CSV file (id, metric, model, shape, grid ...) and write the predictions."""
+    from wafergpt.errors import StorageError
+    from wafergpt.wafer.analytic.predict import as_csv, predict
+    from wafergpt.wafer.analytic.rows import read_rows
+
+    predictions = [predict(row) for row in read_rows(rows)]
+    try:
+        out.write_text(as_csv(predictions), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {out}: {error.strerror}") from None
+    for one in predictions:
+        figure = "-" if one.predicted is None else f"{one.predicted:.6g}"
+        cycles = "" if one.cycles is None else f"  {one.cycles:,.0f} cycles"
+        print(f"{one.id}  {one.metric}  {figure} {one.unit}{cycles}")
+    n_missing = sum(one.predicted is None for one in predictions)
+    print(f"{out}: {len(predictions)} rows, {n_missing} without a prediction; every figure is modelled")
+
+
+def _shape(name: str) -> tuple[str, Shape, int]:
+    """Title, shape and window of a published model of the family or of GPT-3."""
+    from wafergpt.errors import ConfigError
+    from wafergpt.model import family
+    from wafergpt.wafer.analytic.rows import GPT3_SHAPES, shape_of
+    from wafergpt.wafer.analytic.shape import Shape
+
+    size = name.strip().lower().replace("gpt-3", "gpt3").removeprefix("gpt3").lstrip("- ")
+    by_size = {key.lower(): key for key in GPT3_SHAPES}
+    is_family = any(known.lower() == name.strip().lower() for known in family.FAMILY)
+    if size in by_size and not is_family:
+        return f"GPT-3 {by_size[size]}", shape_of(GPT3_SHAPES[by_size[size]]), 2048
+    try:
+        member = family.get(name)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; GPT-3: {', '.join(f'gpt3-{key}' for key in GPT3_SHAPES)}") from None
+    config = member.config
+    shape = Shape(
+        n_layers=config.n_layers,
+        d_model=config.d_model,
+        d_ffn=config.ffn_width,
+        n_heads=config.n_heads,
+        n_kv_heads=config.n_heads,
+        vocab=config.vocab_size,
+    )
+    return member.name, shape, config.max_seq_len
