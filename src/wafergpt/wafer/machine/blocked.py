@@ -58,6 +58,13 @@ def _slot(image: Image, state: State, pe: int, thread: int) -> str:
         name = image.color_names[color]
         if kind == Kind.RECEIVE and count == 0:
             return f"waits to receive on color '{name}' ({done})"
+        if kind == Kind.RECEIVE and _head_is_control(state, queue):
+            return f"finds a control wavelet before the data on color '{name}' ({done})"
         if kind != Kind.RECEIVE and count >= image.timing.up_depth:
             return f"waits for credit to send on color '{name}' ({done})"
     return f"waits ({done})"
+
+
+def _head_is_control(state: State, queue: int) -> bool:
+    place = int(state.q_head[queue]) % state.q_ready.shape[1]
+    return bool(state.q_ready[queue, place] & 1)

@@ -11,6 +11,7 @@ from wafergpt.wafer.machine import isa
 from wafergpt.wafer.machine.errors import UnknownOperationError
 from wafergpt.wafer.machine.isa import Alu, Cond, Int, Kind, Op, Type, Word
 from wafergpt.wafer.machine.operands import Array
+from wafergpt.wafer.machine.routes import check_routes
 from wafergpt.wafer.machine.timing import Timing
 
 Ints = NDArray[np.int32]
@@ -47,6 +48,12 @@ class Image:
     def n_pes(self) -> int:
         """PEs of the mesh."""
         return self.width * self.height
+
+    def check(self) -> None:
+        """Raise UnknownOperationError or RouteError for what the engines must not meet."""
+        check_code(self.code, self.dsd.shape[1])
+        check_dsd(self.dsd)
+        check_routes(self.route_rx, self.route_tx, (self.height, self.width), self.color_names)
 
 
 _MODES = {

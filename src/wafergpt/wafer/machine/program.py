@@ -52,7 +52,7 @@ import numpy as np
 from wafergpt.wafer.machine import isa
 from wafergpt.wafer.machine.code import Code
 from wafergpt.wafer.machine.errors import ProgramError, SramOverflowError
-from wafergpt.wafer.machine.image import Image, Ints, check_code, check_dsd
+from wafergpt.wafer.machine.image import Image, Ints
 from wafergpt.wafer.machine.isa import Op, Word
 from wafergpt.wafer.machine.operands import Color
 from wafergpt.wafer.machine.routes import Mask, Routes, region
@@ -103,7 +103,6 @@ class Program:
         """The arrays that the engines run. Raises SramOverflowError, RouteError, UnknownOperationError."""
         roles = self.roles if (self._role_of >= 0).all() else [*self.roles, Code("no role")]
         role = np.where(self._role_of < 0, len(roles) - 1, self._role_of).ravel().astype(np.int32)
-        self._routes.check([color.name for color in self.colors])
         sram = tuple(self._sram_bytes(code) for code in roles)
         code, starts = _link(roles)
         n_dsd = max(1, *(len(each.dsds) for each in roles)) if roles else 1
@@ -111,9 +110,7 @@ class Program:
         for place, each in enumerate(roles):
             if each.dsds:
                 dsd[place, : len(each.dsds)] = each.dsds
-        check_code(code, n_dsd)
-        check_dsd(dsd)
-        return Image(
+        image = Image(
             width=self.width,
             height=self.height,
             timing=self.timing,
@@ -128,6 +125,8 @@ class Program:
             **_tasks(roles, starts, role),
             **self._route_arrays(roles, role),
         )
+        image.check()
+        return image
 
     def _sram_bytes(self, code: Code) -> int:
         n_bytes = code.data_bytes + isa.DSD_BYTES * len(code.dsds) + isa.INSTRUCTION_BYTES * len(code.words)

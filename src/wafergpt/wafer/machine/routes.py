@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,27 +73,31 @@ class Routes:
         self.n_positions[color][flat] = len(positions)
         self.ring[color][flat] = ring
 
-    def check(self, names: list[str]) -> None:
-        """Raise RouteError where a wavelet would come to a dead end, whatever the switches do."""
-        for color, name in enumerate(names):
-            rx, tx = self.rx[color], self.tx[color]
-            self._refuse((rx != 0) & (tx == 0), name, "takes wavelets in and sends them nowhere")
-            self._refuse((rx & tx) != 0, name, "sends wavelets back where they came from")
-            accepted = np.bitwise_or.reduce(rx, axis=1).reshape(self.height, self.width)
-            for port in range(RAMP):
-                facing = (port + 2) % 4
-                takes = np.zeros((self.height, self.width), np.bool_)
-                here, there = _edges(port)
-                takes[here] = (accepted[there] >> facing & 1) != 0
-                leaves = ((tx >> port & 1) != 0) & (rx != 0)
-                dead = leaves & ~takes.reshape(-1, 1)
-                self._refuse(dead, name, f"sends wavelets {PORTS[port]} where no router takes them (no sink)")
 
-    def _refuse(self, wrong: Mask, name: str, what: str) -> None:
-        found = np.flatnonzero(wrong.any(axis=1))
-        if len(found):
-            y, x = divmod(int(found[0]), self.width)
-            raise RouteError(f"color '{name}' at PE ({x}, {y}): {what}")
+def check_routes(rx: Bytes, tx: Bytes, shape: tuple[int, int], names: Sequence[str]) -> None:
+    """Raise RouteError where a wavelet would come to a dead end, whatever the switches do.
+
+    rx, tx [P, C, N_POSITIONS]; shape (height, width); names of the C colors.
+    """
+    for color, name in enumerate(names):
+        into, out = rx[:, color], tx[:, color]
+        _refuse((into != 0) & (out == 0), shape, name, "takes wavelets in and sends them nowhere")
+        _refuse((into & out) != 0, shape, name, "sends wavelets back where they came from")
+        accepted = np.bitwise_or.reduce(into, axis=1).reshape(shape)
+        for port in range(RAMP):
+            takes = np.zeros(shape, np.bool_)
+            here, there = _edges(port)
+            takes[here] = (accepted[there] >> (port + 2) % 4 & 1) != 0
+            leaves = ((out >> port & 1) != 0) & (into != 0)
+            dead = leaves & ~takes.reshape(-1, 1)
+            _refuse(dead, shape, name, f"sends wavelets {PORTS[port]} where no router takes them (no sink)")
+
+
+def _refuse(wrong: Mask, shape: tuple[int, int], name: str, what: str) -> None:
+    found = np.flatnonzero(wrong.any(axis=1))
+    if len(found):
+        y, x = divmod(int(found[0]), shape[1])
+        raise RouteError(f"color '{name}' at PE ({x}, {y}): {what}")
 
 
 def _edges(port: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:

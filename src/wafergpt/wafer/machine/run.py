@@ -58,6 +58,7 @@ class Machine:
         order: ArrayLike | None = None,
     ) -> None:
         self.image = program.build() if isinstance(program, Program) else program
+        self.image.check()
         self.state: State = new_state(self.image)
         self.io_cycles = 0
         n = self.image.n_pes
@@ -171,7 +172,7 @@ class Machine:
         kind, pe, pc, detail = (int(value) for value in self.state.fault[:4])
         y, x = divmod(pe, self.image.width)
         role = self.image.role_names[self.image.role[pe]]
-        at = f"PE ({x}, {y}), role '{role}', instruction {pc}, cycle {int(self.state.clock[0])}"
+        at = f"PE ({x}, {y}), role '{role}', instruction {pc}, cycle {int(self.state.clock[0]) - 1}"
         if kind == Fault.MEMORY:
             return MemoryFaultError(f"{at}: byte address {detail} of {self.image.mem_bytes}")
         if kind == Fault.NO_ROUTE:

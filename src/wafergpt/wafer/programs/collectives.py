@@ -180,6 +180,32 @@ def run_broadcast(values: NDArray[np.float32], *, axis: str = "x", engine: str =
     return _run(Machine(program, engine=engine), values)
 
 
+def run_broadcast_2d(values: NDArray[np.float32], *, engine: str = "auto") -> CollectiveRun:
+    """Broadcast PE (0, 0)'s vector to the whole mesh: down the first column, and from it along the rows."""
+    height, width, n = values.shape
+    program = Program(width, height)
+    color = program.color("broadcast")
+    east = "E" if width > 1 else ""
+    program.route(color, (slice(1, None), slice(None)), ("W", "RE"))
+    program.route(color, (width - 1, slice(None)), ("W", "R"))
+    program.route(color, (0, slice(None)), ("N", "RS" + east))
+    program.route(color, (0, height - 1), ("N", "R" + east))
+    program.route(color, (0, 0), ("R", ("S" if height > 1 else "") + east))
+    root = np.zeros((height, width), np.bool_)
+    root[0, 0] = True
+    for where in (root, ~root):
+        code = program.role("root" if where[0, 0] else "other", where)
+        x, stopwatch = code.array("x", n), Stopwatch(code)
+        with code.task("main"):
+            with stopwatch.time():
+                if where[0, 0]:
+                    code.mov(code.send(color, n), x)
+                else:
+                    code.mov(x, code.recv(color, n))
+            code.done()
+    return _run(Machine(program, engine=engine), values)
+
+
 def run_reduce(
     values: NDArray[np.float32],
     tree: Tree,
