@@ -48,11 +48,11 @@ class Checkpoint:
 
     step: int
     path: Path
-    manifest_sha256: str
     tensors: dict[str, dict[str, Array]]
     documents: dict[str, Any]
     blobs: dict[str, bytes]
     skipped: tuple[Skipped, ...] = ()
+    manifest_sha256: str = ""  # of one that was read
 
 
 def step_name(step: int, generation: int = 0) -> str:

@@ -159,6 +159,10 @@ class Engine:
         self._empty_inbox()
         self._expire()
         planned = self._scheduler.plan() if self._jobs else []
+        for track, error in self._scheduler.take_faults():
+            message = f"its memory failed: {error}"
+            self._fail(track.request_id, FailureKind.ERROR, message, error, keep=False)
+        planned = [item for item in planned if item.track.request_id in self._jobs]
         if planned:
             self._run(planned)
 

@@ -16,14 +16,17 @@ from __future__ import annotations
 import bisect
 import hashlib
 import hmac
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from wafergpt.backends.backend import Capacity
+from wafergpt.backends.backend import Capacity, OutOfPages
 from wafergpt.backends.pages import PageLedger
 from wafergpt.config import require
+
+_log = logging.getLogger(__name__)
 
 # Steps of head start for one point of priority: about ten seconds of a 111M model on two cores.
 PATIENCE_STEPS = 1000
@@ -111,6 +114,8 @@ class Scheduler:
         self._waiting: list[Track] = []  # hold none, have tokens to run; by rank
         self._kept: OrderedDict[int, Track] = OrderedDict()  # ended, by handle; longest unused first
         self._found: dict[bytes, Track] = {}  # digest of a beginning -> who holds it
+        self._leaving: list[int] = []  # handles that the memory has not taken back yet
+        self._faults: list[tuple[Track, Exception]] = []
 
     def rank(self, request_id: int, priority: int, number: int = 0) -> tuple[int, int, int]:
         """The rank of a track that arrives now."""
@@ -166,8 +171,12 @@ class Scheduler:
             self._release(track)
 
     def plan(self) -> list[Planned]:
-        """The next step, empty when nothing waits. Opens, forks and releases sequences in the memory."""
+        """The next step, empty when nothing waits. Opens, forks and releases sequences in the memory.
+
+        Tracks whose sequence could not be made are in `take_faults`, and forgotten here.
+        """
         self.n_steps += 1
+        self._let_go()
         running = [track for track in self._running if track.n_pending > 0]
         n_decodes = sum(track.n_pending == 1 for track in running)
         n_prompt_tokens = self.limits.step_tokens - n_decodes  # >= 1, as max_sequences < step_tokens
@@ -178,11 +187,12 @@ class Scheduler:
             if admits and self._waiting and (first is None or _rank(self._waiting[0]) < _rank(first)):
                 track, is_decode = self._waiting[0], False
                 admits = n_prompt_tokens > 0 and self._admit(track)
-                if not admits:
+                if track.handle is None:  # no room, or its memory failed
                     continue
             elif first is not None:
                 track, is_decode, at = first, first.n_pending == 1, at + 1
             else:
+                self._give_up_without_memory(planned)
                 return planned
             if track.handle is None:  # lost its memory to one before it
                 admits = False
@@ -194,6 +204,12 @@ class Scheduler:
                 planned.append(self._planned(track, n_tokens))
                 n_prompt_tokens -= 0 if is_decode else n_tokens
 
+    def _give_up_without_memory(self, planned: Sequence[Planned]) -> None:
+        """What waits for memory that nobody holds any more, because the backend will not take it back."""
+        if self._leaving and self._waiting and not planned and not self._running:
+            error = OutOfPages("the key-value memory that is left is too short: some was never given back")
+            self._faults.append((self._waiting.pop(0), error))
+
     def done(self, planned: Sequence[Planned]) -> None:
         """The planned step was run."""
         for item in planned:
@@ -202,9 +218,15 @@ class Scheduler:
             track.rows_from = max(track.rows_from, track.n_held)
             self._index(track)
 
+    def take_faults(self) -> list[tuple[Track, Exception]]:
+        """Tracks that the last `plan` gave up, and what the memory raised for them."""
+        faults, self._faults = self._faults, []
+        return faults
+
     def forget_kept(self) -> None:
         """Release the beginnings that are kept for later requests."""
         self._evict_kept(self._pages.capacity.n_pages + 1)
+        self._let_go()
 
     def _planned(self, track: Track, n_tokens: int) -> Planned:
         assert track.handle is not None
@@ -214,14 +236,21 @@ class Scheduler:
         return Planned(track=track, handle=track.handle, start=start, n_tokens=n_tokens, n_rows=n_rows)
 
     def _admit(self, track: Track) -> bool:
-        """Give the first of the waiting memory for all its tokens, if need be that of tracks behind it."""
+        """Give the first of the waiting memory for all its tokens, if need be that of tracks behind it.
+
+        False: there is no room, for nobody behind it either. True without a handle: its memory failed.
+        """
         if len(self._running) >= self.limits.max_sequences:
             victim = self._victim(track)
             if victim is None:
                 return False
             self._preempt(victim)
-        self._open(track)
         self._waiting.remove(track)
+        try:
+            self._open(track)
+        except Exception as error:  # the backend's fault: it must not end the others' requests
+            self._faults.append((track, error))
+            return True
         bisect.insort(self._running, track, key=_rank)
         promised = sum(  # to those before it and to itself
             self._pages.n_needed(other.handle, len(other.token_ids))
@@ -298,8 +327,21 @@ class Scheduler:
             if self._found.get(digest) is track:
                 del self._found[digest]
         handle, track.handle, track.n_held, track.digests = track.handle, None, 0, []
-        self._pages.release(handle)
-        self._memory.release(handle)
+        self._leaving.append(handle)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Give memory back. What it will not take back now counts as used and is offered again next step."""
+        refused = []
+        for handle in self._leaving:
+            try:
+                self._memory.release(handle)
+            except Exception as error:  # the backend's fault: nobody's request need end for it
+                _log.warning("sequence %d could not be released: %s", handle, error)
+                refused.append(handle)
+            else:
+                self._pages.release(handle)
+        self._leaving = refused
 
     def _index(self, track: Track) -> None:
         """Let others find the whole pages that a salted track holds by now."""
