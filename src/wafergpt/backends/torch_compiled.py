@@ -190,7 +190,7 @@ class TorchCompiled:
             try:
                 return self._decode(self.model, ids, positions, keys, values, 1)
             except torch._dynamo.exc.TorchDynamoException as error:
-                what = str(error).strip().splitlines()[0]
+                what = " ".join(str(error).split("\n\n")[0].split())
                 warnings.warn(f"torch.compile failed, going on without it: {what}", stacklevel=2)
                 self._decode = forward
                 return forward(self.model, ids, positions, keys, values, 1)
