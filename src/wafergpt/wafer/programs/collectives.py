@@ -23,8 +23,8 @@ _LEAF, _FUSED, _ROOT = 0, 1, 2  # how a PE ends: sends its own vector, sends the
 
 
 @dataclass(frozen=True)
-class _Emitted:
-    """What a role needs for one collective: its parameter words and descriptors."""
+class Emitted:
+    """What a role needs for one length of vectors: its parameter words and descriptors."""
 
     words: Array  # n plain receives, end, color to send on, color of the last child, colors of the plain ones
     plain: tuple[Dsd, ...]
@@ -34,7 +34,8 @@ class _Emitted:
 
 class Reduce:
     """Sums (or another operation of two operands) along every row ("x") or column ("y") into PE 0 of it, by a
-    tree. Float32 order: a PE takes in its children in ascending order; see `trees.ordered_sum`."""
+    tree; a forest (several -1) sums into each of its roots. Float32 order: a PE takes in its children in
+    ascending order; see `trees.ordered_sum`."""
 
     def __init__(self, program: Program, axis: str, tree: Tree, name: str) -> None:
         size = program.width if axis == "x" else program.height
@@ -46,16 +47,18 @@ class Reduce:
         self._color = {pe: color for (pe, _), color in zip(messages, colors, strict=True)}
         self._children = children(tree)
         self._any = next(iter(self._color.values()), None)
-        self.n_plain = max(len(each) - (pe > 0) for pe, each in enumerate(self._children))
+        self.n_plain = max(len(each) - (tree[pe] >= 0) for pe, each in enumerate(self._children))
 
-    def emitter(self, code: Code, length: int, type: str = "f32") -> _Emitted:
-        """Parameters and descriptors in `code` for vectors of `length` elements; emit `prepare` once."""
+    def emitter(self, code: Code, length: int, type: str = "f32") -> Emitted:
+        """Parameters and descriptors in `code` for vectors of `length` elements; emit `prepare` once for
+        each. All emitters of a role share the parameters."""
         assert self._any is not None
-        words = code.array(f"{self.name} words", 4 + max(1, self.n_plain), "i32")
+        name = f"{self.name} words"
+        words = code.arrays.get(name) or code.array(name, 4 + max(1, self.n_plain), "i32")
         plain = tuple(code.recv(self._any, length, type) for _ in range(max(0, self.n_plain)))
-        return _Emitted(words, plain, code.recv(self._any, length, type), code.send(self._any, length, type))
+        return Emitted(words, plain, code.recv(self._any, length, type), code.send(self._any, length, type))
 
-    def prepare(self, code: Code, emitted: _Emitted) -> None:
+    def prepare(self, code: Code, emitted: Emitted) -> None:
         """Instructions that set the descriptors' colors from the PE's parameters (once per launch)."""
         with code.regs(1) as (color,):
             code.load(color, emitted.words, 2)
@@ -66,8 +69,8 @@ class Reduce:
                 code.load(color, emitted.words, 4 + place)
                 code.set(dsd, "color", color)
 
-    def emit(self, code: Code, emitted: _Emitted, x: Array | Dsd, operation: Alu = Alu.ADD) -> None:
-        """x = sum of x over the line, in PE 0 of it; elsewhere x holds a partial sum afterwards."""
+    def emit(self, code: Code, emitted: Emitted, x: Array | Dsd, operation: Alu = Alu.ADD) -> None:
+        """x = sum of x over the line, in the tree's root; elsewhere x holds a partial sum afterwards."""
         with code.regs(2) as (n_plain, end):
             code.load(n_plain, emitted.words, 0)
             code.load(end, emitted.words, 1)
@@ -83,16 +86,16 @@ class Reduce:
         """What PE `pe` of the line does: colors of the plain receives, of the fused one, of the send (-1:
         none). PEs with equal members can share a role that `emit_member` writes."""
         sent = [self._color[child].index for child in self._children[pe]]
-        if pe == 0:
+        if self.tree[pe] < 0:
             return tuple(sent), -1, -1
         return tuple(sent[:-1]), sent[-1] if sent else -1, self._color[pe].index
 
     def emit_member(self, code: Code, pe: int, x: Array, operation: Alu = Alu.ADD) -> None:
         """As `emit`, for a role of its own: no parameters, no branches."""
         sent = self._children[pe]
-        for child in sent if pe == 0 else sent[:-1]:
+        for child in sent if self.tree[pe] < 0 else sent[:-1]:
             code.vector(operation, x, x, code.recv(self._color[child], x.length, x.type.name.lower()))
-        if pe == 0:
+        if self.tree[pe] < 0:
             return
         out = code.send(self._color[pe], x.length, x.type.name.lower())
         if sent:
@@ -111,9 +114,10 @@ class Reduce:
     def _words(self, pe: int) -> list[int]:
         assert self._any is not None
         sent = self._children[pe]
-        plain = sent if pe == 0 else sent[:-1]
-        end = _ROOT if pe == 0 else _FUSED if sent else _LEAF
-        send = self._any if pe == 0 else self._color[pe]
+        is_root = self.tree[pe] < 0
+        plain = sent if is_root else sent[:-1]
+        end = _ROOT if is_root else _FUSED if sent else _LEAF
+        send = self._any if is_root else self._color[pe]
         last = self._color[sent[-1]] if sent else self._any
         colors = [self._color[child].index for child in plain]
         colors += [self._any.index] * (max(1, self.n_plain) - len(colors))
@@ -121,15 +125,16 @@ class Reduce:
 
 
 class Broadcast:
-    """Copies a vector from PE `root` of every row or column to all of it."""
+    """Copies a vector from PE `root` of every row or column, or of every `group` PEs of it, to the others."""
 
-    def __init__(self, program: Program, axis: str, name: str, root: int = 0) -> None:
-        self.axis, self.root, self.name = axis, root, name
-        self._color = route_broadcast(program, axis, root, name)
+    def __init__(self, program: Program, axis: str, name: str, root: int = 0, *, group: int = 0) -> None:
+        self.axis, self.root, self.name, self.group = axis, root, name, group
+        self._color = route_broadcast(program, axis, root, name, group=group)
 
     def emitter(self, code: Code, length: int, type: str = "f32") -> tuple[Array, Dsd, Dsd]:
-        """The parameter (1 at the root) and descriptors in `code`."""
-        word = code.param(f"{self.name} root")
+        """The parameter (1 at the root; all emitters of a role share it) and descriptors in `code`."""
+        name = f"{self.name} root"
+        word = code.arrays.get(name) or code.param(name)
         return word, code.recv(self._color, length, type), code.send(self._color, length, type)
 
     def emit(self, code: Code, emitted: tuple[Array, Dsd, Dsd], x: Array | Dsd) -> None:
@@ -153,7 +158,8 @@ class Broadcast:
         """Copy the parameters of all PEs (host)."""
         height, width = machine.image.height, machine.image.width
         line = np.arange(width)[None, :] if self.axis == "x" else np.arange(height)[:, None]
-        machine.memcpy_h2d(f"{self.name} root", np.broadcast_to(line == self.root, (height, width)))
+        within = line % self.group if self.group else line
+        machine.memcpy_h2d(f"{self.name} root", np.broadcast_to(within == self.root, (height, width)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,20 +53,23 @@ def route_messages(program: Program, axis: str, messages: Sequence[Message], nam
     return [colors[number] for number in numbers]
 
 
-def route_broadcast(program: Program, axis: str, root: int, name: str) -> Color:
-    """A color on which PE `root` of every row or column reaches all others of it."""
+def route_broadcast(program: Program, axis: str, root: int, name: str, *, group: int = 0) -> Color:
+    """A color on which PE `root` of every row or column (of every `group` PEs of it) reaches the others."""
     color = program.color(name)
-    size = program.width if axis == "x" else program.height
+    line = program.width if axis == "x" else program.height
+    size = group or line
     towards, back = ("E", "W") if axis == "x" else ("S", "N")
-    if root > 0:
-        program.route(color, place(axis, slice(1, root)), (towards, back + "R"))
-        program.route(color, place(axis, 0), (towards, "R"))
-    if root + 1 < size:
-        program.route(color, place(axis, slice(root + 1, size - 1)), (back, towards + "R"))
-        program.route(color, place(axis, size - 1), (back, "R"))
     ways = (back if root > 0 else "") + (towards if root + 1 < size else "")
-    if ways:
-        program.route(color, place(axis, root), ("R", ways))
+    for start in range(0, line, size):
+        sender, last = start + root, start + size - 1
+        if sender > start:
+            program.route(color, place(axis, slice(start + 1, sender)), (towards, back + "R"))
+            program.route(color, place(axis, start), (towards, "R"))
+        if sender < last:
+            program.route(color, place(axis, slice(sender + 1, last)), (back, towards + "R"))
+            program.route(color, place(axis, last), (back, "R"))
+        if ways:
+            program.route(color, place(axis, sender), ("R", ways))
     return color
 
 

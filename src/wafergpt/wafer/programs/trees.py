@@ -39,6 +39,14 @@ def two_phase(n_pes: int, group: int = 0) -> Tree:
     return tuple(i - 1 if i % size else i - size if i else -1 for i in range(n_pes))
 
 
+def forest(n_pes: int, tree: Tree) -> Tree:
+    """`tree` over each of the groups of len(tree) PEs that n_pes divide into."""
+    size = len(tree)
+    return tuple(
+        -1 if up < 0 else up + start for start in range(0, n_pes - n_pes % size, size) for up in tree
+    )
+
+
 @functools.cache
 def _least_energy(n_pes: int) -> NDArray[np.float64]:
     """[P + 1, D, C]: fewest hops (per wavelet of the vector) of a tree of depth <= D, contention <= C."""
