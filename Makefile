@@ -10,7 +10,7 @@ EXTRAS := plots,data,hub,modelzoo,gguf,engines,tensorboard,test
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long bench lint dist clean
+.PHONY: help install demo test test-long bench bench-inference lint dist clean
 
 help:
 	@echo "make demo       pre-train a small Cerebras-GPT on real English (about ten minutes)"
@@ -18,6 +18,7 @@ help:
 	@echo "make test       lint and the tests (under eight minutes on two cores)"
 	@echo "make test-long  every test, the long ones and the docs' snippets in full too"
 	@echo "make bench      every benchmark"
+	@echo "make bench-inference  inference beside the best other engines, each in its own environment"
 	@echo "make lint       ruff and mypy"
 	@echo "make dist       wheel and sdist in dist/"
 	@echo "make clean      remove what was built (not .venv, not your runs)"
@@ -47,6 +48,9 @@ test-long: lint
 
 bench: $(STAMP)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+bench-inference: $(STAMP)
+	$(BIN)/python benchmarks/inference.py --models 111M 256M 590M 1.3B --json-out
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,0 +1,82 @@
+"""The inference benchmark runs from end to end, judges as the bars say, and the document shows its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from native_lab import needs_library
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from engines import inference_report  # noqa: E402
+from engines.workers import Failed, Worker  # noqa: E402
+
+
+def entry(engine: str, precision: str, decode: float) -> dict[str, Any]:
+    return {
+        "engine": engine,
+        "precision": precision,
+        "median": {"decode": decode},
+        "spread": {"decode": [decode, decode]},
+        "share": {"decode": 0.8},
+    }
+
+
+def test_a_bar_needs_the_ratio_and_the_share() -> None:
+    model = {"engines": [entry("ours", "int8", 300.0), entry("a", "int8", 99.0), entry("b", "bf16", 500.0)]}
+    verdict = next(v for v in inference_report.judge("111M", model) if v["bar"].startswith("decode, int8"))
+    assert (
+        verdict["met"] and verdict["peer"] == "a int8" and verdict["ratio"] == pytest.approx(3.03, abs=0.01)
+    )
+    model["engines"][0]["share"]["decode"] = 0.74
+    assert not inference_report.judge("111M", model)[0]["met"]
+    model["engines"] = [entry("ours", "int8", 300.0)]
+    alone = inference_report.judge("111M", model)[0]
+    assert not alone["met"] and alone["ratio"] is None
+
+
+def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
+    for code, message in [
+        ('print(\'{"error": "no such model"}\')', "no such model"),
+        ("raise SystemExit(3)", "ended with exit code 3"),
+    ]:
+        script = tmp_path / "worker.py"
+        script.write_text(code, encoding="utf-8")
+        with pytest.raises(Failed, match=message), Worker([sys.executable, str(script)], "planted"):
+            pass
+
+
+@needs_library
+def test_it_runs_from_end_to_end(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "benchmarks" / "inference.py"), "--quick"),
+            *("--cache", str(tmp_path), "--precisions", "f32", "int8"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    engines = result["models"]["tiny"]["engines"]
+    assert [e["precision"] for e in engines] == ["f32", "int8"] and result["quick"]
+    assert all(rate > 0 for e in engines for rate in e["median"].values())
+
+
+def test_the_document_shows_the_newest_results() -> None:
+    newest = max((ROOT / "benchmarks" / "results").glob("inference_*.json"), key=lambda p: p.name[-15:])
+    models = json.loads(newest.read_text(encoding="utf-8"))["models"]
+    page = (ROOT / "docs" / "explanation" / "inference_speed.md").read_text(encoding="utf-8")
+    assert newest.name in page
+    for name, model in models.items():
+        assert inference_report.table(name, model) in page, f"render it: {name}"
