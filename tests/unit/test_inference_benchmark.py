@@ -1,4 +1,4 @@
-"""The inference benchmark runs from end to end, judges as the bars say, and the document shows its results."""
+"""The inference benchmark runs, judges as the bars say, and the document shows its newest results."""
 
 from __future__ import annotations
 
