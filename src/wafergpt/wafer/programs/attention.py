@@ -17,6 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wafergpt.wafer.machine.code import Code
 from wafergpt.wafer.machine.errors import ProgramError
 from wafergpt.wafer.machine.operands import Array, Reg
@@ -125,7 +128,7 @@ class Attention:
             self._code.isub(offset, offset, self._limit)
 
     def emit(self, out: Array, qkv: Array, layer: Reg) -> None:
-        """out [n] = attention of q over the cache and the new k, v. qkv [3 n]: q in all columns, k, v in 0."""
+        """out [n] = attention of q over the cache and the new k, v. qkv [3 n]: k, v in column 0, q in all."""
         code, n = self._code, self._shape.n
         with code.regs(1) as (base,):
             code.imul(base, layer, self._limit)
@@ -185,3 +188,43 @@ class Attention:
                 yield at, free, place
                 code.iadd(slot, slot, self._slot_bytes)
                 self._wrap(slot)
+
+
+def attention(
+    qkv: NDArray[np.float32], *, n_heads: int, scale: float, width: int, height: int, engine: str = "auto"
+) -> NDArray[np.float32]:
+    """Causal attention of T tokens, one by one: qkv [T, 3 d] (q, k, v) -> [T, d]. Only column 0 is given k and
+    v, the others hold NaN in their place."""
+    n_tokens, d = qkv.shape[0], qkv.shape[1] // 3
+    n = d // height
+    program = Program(width, height)
+    code = program.role("worker")
+    rows = AllReduce(program, code, "x", "row")
+    cache = CacheShape(n_layers=1, n_slots=-(-n_tokens // width), n=n)
+    function = Attention(program, code, rows, cache, n_heads=n_heads, scale=scale)
+    given, results = code.array("qkv", n_tokens * 3 * n), code.array("results", n_tokens * n)
+    now, out = code.array("qkv now", 3 * n), code.array("out", n)
+    source, target = code.view(given, 0, 3 * n), code.view(results, 0, n)
+    with code.task("main"), code.regs(1) as (layer,):
+        rows.prepare()
+        function.prepare()
+        function.clear()
+        code.li(layer, 0)
+        with code.loop(n_tokens) as position:
+            code.mov(now, source)
+            function.begin(position)
+            function.emit(out, now, layer)
+            code.mov(target, out)
+            code.advance(source, 3 * n)
+            code.advance(target, n)
+        code.done()
+    machine = Machine(program, engine=engine)
+    rows.load(machine)
+    function.load(machine)
+    parts = qkv.reshape(n_tokens, 3, height, n).transpose(2, 0, 1, 3)  # [height, T, 3, n]
+    placed = np.broadcast_to(parts[:, None], (height, width, n_tokens, 3, n)).copy()
+    placed[:, 1:, :, 1:] = np.nan
+    machine.memcpy_h2d("qkv", placed.reshape(height, width, -1))
+    machine.launch("main")
+    found = machine.memcpy_d2h("results")[:, 0].reshape(height, n_tokens, n)
+    return found.transpose(1, 0, 2).reshape(n_tokens, d)

@@ -13,7 +13,7 @@ from wafergpt.wafer.machine.errors import ProgramError
 from wafergpt.wafer.programs.tiles import split
 
 FLOAT_BYTES = 4
-# name in the PE's memory: (rows over the mesh's, columns over the mesh's), "x" columns of PEs, "y" rows of PEs
+# matrix [out, in]: along which axis of PEs its rows and its columns are cut
 _MATRICES = {
     "attn.c_attn": ("y", "x"),
     "attn.c_proj": ("x", "y"),
@@ -24,7 +24,7 @@ _MATRICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class GPTShape:
-    """What the mesh must know of a GPT; `n_positions` is how many it has room for. `gelu`: "erf" or "tanh"."""
+    """What the mesh must know of a GPT. n_positions: tokens that it has room for; gelu: "erf" or "tanh"."""
 
     n_layers: int
     d_model: int
@@ -70,8 +70,8 @@ class Placed:
         return FLOAT_BYTES * int(np.prod(self.tile))
 
     def part(self, x: int, y: int) -> tuple[tuple[int, int], ...]:
-        """First and past-the-last index that PE (x, y) holds, for each dimension. c_attn's rows are those of q;
-        the same of k and v follow d_model and 2 d_model further on."""
+        """First and past-the-last index that PE (x, y) holds, for each dimension. Of c_attn the rows of q
+        are given; it holds those d_model and 2 d_model further on, k's and v's, too."""
         at = {"x": x, "y": y}
         sizes = (self.tile[0] // 3, *self.tile[1:]) if "c_attn" in self.name else self.tile
         return tuple((at[axis] * n, (at[axis] + 1) * n) for axis, n in zip(self.axes, sizes, strict=True))

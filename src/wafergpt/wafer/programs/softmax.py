@@ -1,4 +1,4 @@
-"""Softmax of a vector that is spread over a row of PEs: maximum and sum by all-reduce, exponentials locally."""
+"""Softmax of a vector spread over a row of PEs: maximum and sum by all-reduce, exponentials locally."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Softmax:
         self._scalar = code.array("softmax scalar", 1)
 
     def exponentials(self, total: Reg, scores: Array | Dsd) -> None:
-        """scores = exp(scores - the line's maximum); `total` = their sum in this PE. A PE's part may be empty,
-        a line may not."""
+        """scores = exp(scores - the line's maximum); `total` = their sum in this PE. A PE's part may be
+        empty, a line may not."""
         code = self._code
         code.li(total, LOWEST)
         code.top(total, scores)

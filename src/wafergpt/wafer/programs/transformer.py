@@ -1,14 +1,14 @@
 """A whole GPT resident on one mesh: its weights in the PEs' memory, token ids in, token ids out.
 
-A vector of d elements is either *by column* (PE (x, y) has part x: every row has the whole vector) or *by row*
+A vector of d elements is either *by column* (PE (x, y) has part x: every row has all of it) or *by row*
 (part y). A product takes one kind and gives the other: local tiles, then an all-reduce along the rows (by
 column in, by row out) or down the columns (by row in, by column out). Products alternate, so nothing is ever
 transposed. The residual stream is by column; q, k, v, the attention's result, the FFN's inner vector and the
 logits are by row.
 
-The host copies weights and prompt in, launches once, and copies token ids out: all arithmetic is in the PEs'
-programs, the choice of the next token and its way back to the embedding too. Prompt tokens go through the same
-program one by one; their logits are not computed but for the last's.
+The host copies weights and prompt in, launches once, and copies token ids out: all arithmetic is in the
+PEs' programs, and so are the choice of the next token and its way back to the embedding. Prompt tokens go
+through the same program one by one; of their logits only the last token's are computed.
 """
 
 from __future__ import annotations
@@ -202,8 +202,8 @@ class Generated:
 class MeshGPT:
     """A GPT on a mesh of width x height PEs.
 
-    weights: GPT-2's names ("wte.weight", "h.0.attn.c_attn.weight" [out, in], ...), float32. Raises ProgramError
-    where the shape does not divide into the mesh, SramOverflowError where it does not fit.
+    weights: GPT-2's names ("wte.weight", "h.0.attn.c_attn.weight" [out, in], ...), float32. Raises
+    ProgramError where the shape does not divide into the mesh, SramOverflowError where it does not fit.
     """
 
     def __init__(
