@@ -193,8 +193,8 @@ class Attention:
 def attention(
     qkv: NDArray[np.float32], *, n_heads: int, scale: float, width: int, height: int, engine: str = "auto"
 ) -> NDArray[np.float32]:
-    """Causal attention of T tokens, one by one: qkv [T, 3 d] (q, k, v) -> [T, d]. Only column 0 is given k and
-    v, the others hold NaN in their place."""
+    """Causal attention of T tokens, one by one: qkv [T, 3 d] (q, k, v) -> [T, d]. Only column 0 is given
+    k and v, the others hold NaN in their place."""
     n_tokens, d = qkv.shape[0], qkv.shape[1] // 3
     n = d // height
     program = Program(width, height)
