@@ -14,9 +14,12 @@ from wafergpt.wafer.analytic import calibration, inference, programs, training
 from wafergpt.wafer.analytic.parameters import PARAMETERS, release_efficiency, value
 from wafergpt.wafer.analytic.plan import best_batch, lines, plan
 from wafergpt.wafer.analytic.predict import METRICS, as_csv, error_of, predict
+from wafergpt.wafer.analytic.price import price
 from wafergpt.wafer.analytic.rows import GPT3_SHAPES, KNOWN_SHAPES, Row, read_rows, shape_of
 from wafergpt.wafer.analytic.shape import Shape
 from wafergpt.wafer.arch import WSE2
+from wafergpt.wafer.report import Report
+from wafergpt.wafer.workload import TransformerShape, describe_transformer
 
 BERT = shape_of(KNOWN_SHAPES["BERT-large"])
 LLAMA = shape_of(KNOWN_SHAPES["LLaMA3-8B"], gated_ffn=True)
@@ -214,3 +217,35 @@ def test_the_page_on_fidelity_shows_what_the_code_says() -> None:
 
 def test_every_parameter_says_how_it_is_known() -> None:
     assert all(q.unit and q.source for q in PARAMETERS.values())
+
+
+def test_a_priced_workload_agrees_with_the_closed_form_of_training() -> None:
+    numbers = {"n_layers": 10, "d_model": 768, "n_heads": 12, "n_kv_heads": 12, "d_ffn": 3072}
+    described = describe_transformer(
+        TransformerShape(name="111M", vocab_size=50257, max_seq_len=2048, **numbers), batch=120, seq_len=2048
+    )
+    report = price(described)
+    expected = training.weight_streaming(Shape(vocab=50257, **numbers), batch=120, seq_len=2048).total_s
+    assert error_of(report.modelled_s, expected) <= 0.10
+    assert math.isclose(sum(report.breakdown_cycles.values()), report.cycles)
+    assert report.fits and report.energy_j > 0 and report.assumptions
+    assert Report.from_json(report.to_json()) == report
+    assert all("modelled" in line for line in report.lines()[:3])
+
+
+def test_a_resident_model_skips_the_stream_and_two_systems_share_the_batch() -> None:
+    shape = TransformerShape(
+        name="x",
+        n_layers=2,
+        d_model=768,
+        n_heads=12,
+        n_kv_heads=12,
+        d_ffn=3072,
+        vocab_size=512,
+        max_seq_len=128,
+    )
+    work = describe_transformer(shape, batch=64, seq_len=128)
+    assert price(work, execution="resident").breakdown_cycles["weight_streaming"] == 0
+    assert price(work, systems=2).breakdown_cycles["compute"] < price(work).breakdown_cycles["compute"]
+    with pytest.raises(ConfigError, match="execution"):
+        price(work, execution="wishful")

@@ -39,9 +39,16 @@ PARAMETERS: dict[str, Quantity] = {
     "shift_step_cycles": _assumed(100.0, "cycle", "four tasks and four descriptors per shift of two tiles"),
     "program_bytes": _assumed(4096.0, "B", "code, stack and vectors of an inference program per PE"),
     # SUMMA with collectives_2d, float32
-    "summa_vector_cycles": _fitted(20.0, "cycle", "loop, index and descriptor of one vector operation"),
-    "summa_mac_cycles": _fitted(2.5, "cycle", "float32 multiply-accumulate with all operands in SRAM"),
-    "summa_step_cycles": _fitted(430.0, "cycle", "two broadcasts and three tasks of one step"),
+    "summa_vector_cycles": _fitted(28.0, "cycle", "loop, index and descriptor of one vector operation"),
+    "summa_step_cycles": _fitted(320.0, "cycle", "two broadcasts and three tasks of one step"),
+    "summa_mac_cycles": _derived(
+        2.0, "cycle", "float32 multiply-accumulate, three operands in SRAM: logs (MIMD)"
+    ),
+    "bank_conflict_cycles": _derived(
+        1.0,
+        "cycle",
+        "per element when both operands' columns start in banks that collide modulo 4: SDK, MIMD",
+    ),
     # One PE's matrix-vector product
     "matvec_column_cycles": _derived(1.0, "cycle", "issue of a column's vector operation; whole cycles"),
     "matvec_call_cycles": _fitted(42.8, "cycle", "one call: three descriptors and the loop"),

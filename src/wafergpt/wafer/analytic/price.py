@@ -28,6 +28,10 @@ class PricedOp(Protocol):
     @property
     def phase(self) -> str: ...
     @property
+    def m(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
     def n(self) -> int: ...
     @property
     def n_elements(self) -> int: ...
@@ -65,8 +69,9 @@ class PricedWorkload(Protocol):
 class _Costs:
     """Cycles of operators by part, for one execution, on one system that has 1 / systems of the batch."""
 
-    def __init__(self, arch: Arch, execution: str, systems: int, release: str | None) -> None:
-        self.arch, self.is_streaming, self.share = arch, execution == "streaming", 1.0 / scaled(systems)
+    def __init__(self, arch: Arch, execution: str, systems: int, release: str | None, vocab: int) -> None:
+        self.arch, self.vocab = arch, vocab
+        self.is_streaming, self.share = execution == "streaming", 1.0 / scaled(systems)
         rate = value("training_share_of_peak") * arch.peak_flops_per_s * release_efficiency(release)
         rate *= arch.n_pes / _full_size(arch)
         self.flops_per_cycle = rate / arch.clock_hz
@@ -96,6 +101,8 @@ class _Costs:
 
     def _matmul(self, op: PricedOp) -> dict[str, float]:
         compute = op.n_flops * self.share / self.flops_per_cycle
+        if self.vocab and self.vocab in (op.m, op.k, op.n):
+            compute *= value("head_cost_factor")
         edge = min(DECODE_EDGE, self.arch.width, self.arch.height)
         if not self.is_streaming:
             return {"compute": compute, "reduction": all_reduce_cycles(ceil_div(max(op.n, 1), edge), edge)}
@@ -133,7 +140,7 @@ def price(
     require(
         1 <= systems <= arch.max_systems, f"systems = {systems}; {arch.name} allows 1 to {arch.max_systems}"
     )
-    costs = _Costs(arch, execution, systems, release)
+    costs = _Costs(arch, execution, systems, release, _vocabulary(workload))
     parts = dict.fromkeys(("compute", "weight_streaming", "fabric", "reduction", "host"), 0.0)
     rows, unmapped, n_flops = [], [], 0.0
     for op in workload.ops:
@@ -173,6 +180,14 @@ def price(
         assumptions=_assumptions(arch),
         per_op=tuple(rows),
     )
+
+
+def _vocabulary(workload: PricedWorkload) -> int:
+    """Width of the logits: elements of the loss over positions; 0 without a loss."""
+    widths = [
+        op.n_elements // max(workload.n_tokens, 1) for op in workload.ops if str(op.kind) == "cross_entropy"
+    ]
+    return max(widths, default=0)
 
 
 def _row(op: PricedOp, cycles: float) -> OpCost:

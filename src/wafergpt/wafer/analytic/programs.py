@@ -51,8 +51,19 @@ def summa_cycles(
     width, height = grid
     steps = max(width, height)
     mt, kt, nt = ceil_div(m, height), ceil_div(k, steps), ceil_div(n, width)
-    per_vector = value("summa_vector_cycles", parameters) + mt * value("summa_mac_cycles", parameters)
+    mac = value("summa_mac_cycles", parameters)
+    mac += bank_conflict_share(mt) * value("bank_conflict_cycles", parameters)
+    per_vector = value("summa_vector_cycles", parameters) + mt * mac
     return steps * (kt * nt * per_vector + value("summa_step_cycles", parameters)) + 2 * (width + height)
+
+
+def bank_conflict_share(rows: int) -> float:
+    """Share of column pairs of two tiles, two banks apart, that start in banks equal modulo 4.
+
+    The columns are `rows` words long: starts move by multiples of 4 (never equal), 2 (every second pair) or
+    an odd number (every fourth).
+    """
+    return {0: 0.0, 2: 0.5}.get(rows % 4, 0.25)
 
 
 def mesh_gemm_cycles(m: int, k: int, n: int, p: int, parameters: dict[str, Quantity] = PARAMETERS) -> float:
