@@ -1,0 +1,90 @@
+"""Number formats of the wafer, as rounding of float32 and float64 tensors.
+
+fp16 and bf16 are IEEE 754 binary16 and bfloat16, fp32 is binary32. cb16 is Cerebras's cbfloat16: 1 sign, 6
+exponent and 9 mantissa bits (published). What is not published is assumed to follow IEEE 754: an exponent
+bias of 31, subnormals, infinities and NaN, so the largest number is 2^32 - 2^22 and the smallest 2^-39.
+Rounding is to nearest, ties to even, everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wafergpt.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A binary floating-point format with IEEE 754's special values. `torch_dtype`: its own type, if any."""
+
+    name: str
+    exponent_bits: int
+    mantissa_bits: int
+    torch_dtype: torch.dtype | None
+    note: str = ""
+
+    @property
+    def bias(self) -> int:
+        """What is added to the exponent of two to store it."""
+        return (1 << (self.exponent_bits - 1)) - 1
+
+    @property
+    def largest(self) -> float:
+        """The largest finite number."""
+        return (2.0 - 2.0**-self.mantissa_bits) * 2.0**self.bias
+
+    @property
+    def smallest(self) -> float:
+        """The smallest number above zero, a subnormal one."""
+        return 2.0 ** (1 - self.bias - self.mantissa_bits)
+
+    def round(self, x: Tensor) -> Tensor:
+        """The nearest number of this format for every element, in x's type; integers pass unchanged.
+
+        Never x itself. A type with fewer bits than the format rounds the result once more.
+        """
+        if not x.is_floating_point():
+            return x.clone()
+        if self.torch_dtype is not None and (x.dtype != torch.float64 or self.name == "fp32"):  # rounds once
+            return x.to(self.torch_dtype, copy=True).to(x.dtype)
+        wide = x.double()  # holds every number of the format, and the sums below, exactly
+        grid = _spacing(wide, self.mantissa_bits, 1 - self.bias)
+        rounded = torch.round(wide / grid) * grid  # ties to even; a power of two divides exactly
+        rounded = torch.where(
+            rounded.abs() > self.largest, torch.copysign(wide.new_tensor(torch.inf), wide), rounded
+        )
+        return torch.where(wide.isfinite(), rounded, wide).to(x.dtype)
+
+
+def _spacing(x: Tensor, mantissa_bits: int, smallest_exponent: int) -> Tensor:
+    """The distance of neighbouring numbers of the format around x (float64), a power of two."""
+    _, exponent = torch.frexp(x)  # |x| = f * 2^exponent, 0.5 <= f < 1
+    floor = torch.clamp(exponent - 1, min=smallest_exponent)
+    return torch.ldexp(torch.ones_like(x), floor - mantissa_bits)
+
+
+FORMATS: dict[str, Format] = {
+    "cb16": Format(
+        name="cb16",
+        exponent_bits=6,
+        mantissa_bits=9,
+        torch_dtype=None,
+        note="bias 31, subnormals and infinities as in IEEE 754 are assumed",
+    ),
+    "fp16": Format(name="fp16", exponent_bits=5, mantissa_bits=10, torch_dtype=torch.float16),
+    "bf16": Format(name="bf16", exponent_bits=8, mantissa_bits=7, torch_dtype=torch.bfloat16),
+    "fp32": Format(name="fp32", exponent_bits=8, mantissa_bits=23, torch_dtype=torch.float32),
+}
+
+
+def format_of(name: str) -> Format:
+    """The format `name`. Raises ConfigError for an unknown one."""
+    if name not in FORMATS:
+        raise ConfigError(
+            f"numerics '{name}' is unknown; allowed: exact, {', '.join(FORMATS)}"
+            + did_you_mean(name, list(FORMATS))
+        )
+    return FORMATS[name]
