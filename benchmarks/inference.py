@@ -14,24 +14,29 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
 import json
 import os
 import re
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from engines.inference_prepare import Entry, Prepared, limits, prepare
-from engines.inference_report import judge, shares, table
+from engines.inference_prepare import Entry, Limits, Prepared, limits, prepare
+from engines.inference_report import judge, median_limits, shares, table
 from engines.inference_tasks import QUICK, TASKS, Task, measure_once
 from engines.workers import Failed, Worker
 
 OURS = "ours"
 MODELS = ("111M", "256M", "590M", "1.3B")
+N_SLOTS = 16  # requests at once, at most
+PRECISIONS = ("f32", "bf16", "int8", "int4")
+OF_LARGE = ("int8", "int4")  # above 111M: with every engine in float32 1.3B would take 26 GB at once
 
 
 def say(text: str) -> None:
@@ -40,16 +45,16 @@ def say(text: str) -> None:
 
 
 def interleave(
-    entries: list[Entry], tasks: dict[str, Task], rounds: int, n_threads: int
+    entries: list[Entry], tasks: dict[str, Task], rounds: int, n_threads: int, probe: Callable[[], None]
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Every engine in turn, round after round: (one result per engine and precision, reasons of failures)."""
+    """Every engine in turn, and `probe`, round after round: (results, reasons of failures)."""
     failures: dict[str, str] = {}
     found: dict[Entry, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
         workers: dict[Entry, Worker] = {}
         for entry in entries:
             try:
-                workers[entry] = stack.enter_context(Worker(entry.command(n_threads), entry.engine))
+                workers[entry] = stack.enter_context(Worker(entry.command(n_threads, N_SLOTS), entry.engine))
             except Failed as error:
                 failures[entry.label] = str(error)
                 continue
@@ -69,6 +74,8 @@ def interleave(
                         break
                     if number >= 0:
                         found[entry]["rounds"][name].append(rate)
+            if number >= 0:
+                probe()
             say(f"round {number + 1} of {rounds}")
     for result in found.values():
         result["median"] = {name: statistics.median(r) for name, r in result["rounds"].items() if r}
@@ -80,7 +87,7 @@ def start(entry: Entry, n_threads: int) -> dict[str, Any]:
     """A fresh process: seconds from its start to the first token after 128, and the most memory it had."""
     prompts = TASKS["decode"].prompts()
     began = time.perf_counter()
-    with Worker(entry.command(n_threads), entry.engine) as worker:
+    with Worker(entry.command(n_threads, 1), entry.engine) as worker:
         worker.ask(prompts=prompts, n_new=1)
         first_token_s = time.perf_counter() - began
         peak = worker.ask(prompts=prompts, n_new=128)["peak_bytes"]
@@ -100,14 +107,22 @@ def flops_per_prompt_token(model: str) -> int:
     return 24 * config.n_layers * config.d_model**2 + 2 * 512 * config.n_layers * config.d_model
 
 
-def main() -> None:
-    """Parse, measure, print."""
+def _probe(found: list[Limits], packed_bytes: dict[str, int], cache: Path, n_threads: int) -> None:
+    found.append(limits(packed_bytes, cache, n_threads))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["111M"])
     parser.add_argument(
-        "--peers", nargs="*", default=["transformers", "ctranslate2", "llama.cpp", "openvino"]
+        "--peers", nargs="*", default=["transformers", "ctranslate2", "llama.cpp", "openvino", "vllm"]
     )
-    parser.add_argument("--precisions", nargs="+", default=["f32", "bf16", "int8", "int4"])
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=PRECISIONS,
+        help="default: all of 111M, int8 and int4 of larger ones",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
@@ -119,27 +134,40 @@ def main() -> None:
     parser.add_argument(
         "--json-out", nargs="?", const="", help="write the JSON to this file, or to benchmarks/results"
     )
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    options = _parser().parse_args()
     from train_step import hardware
 
     quick = options.quick or os.environ.get("WAFERGPT_SMOKE") == "1"
     models, peers, rounds = (["tiny"], [], 1) if quick else (options.models, options.peers, options.rounds)
     machine, shapes = hardware(), {}
     for model in models:
-        prepared: Prepared = prepare(model, peers, options.precisions, options.cache, say)
+        precisions = options.precisions or (PRECISIONS if model in ("111M", "tiny") else OF_LARGE)
+        prepared: Prepared = prepare(model, peers, list(precisions), options.cache, say)
         tasks = QUICK if quick else {n: t for n, t in TASKS.items() if model == "111M" or n == "decode"}
-        results, failures = interleave(prepared.entries, tasks, rounds, options.threads)
+        probes: list[Limits] = []
+        probe = functools.partial(_probe, probes, prepared.packed_bytes, options.cache, options.threads)
+        results, failures = interleave(prepared.entries, tasks, rounds, options.threads, probe)
         found = shapes[model] = {
             "engines": results, "failures": prepared.failures | failures,
             "packed_bytes": prepared.packed_bytes,
             "flops_per_prompt_token": flops_per_prompt_token(model),
-            "limits": limits(prepared.packed_bytes, options.cache, options.threads),
+            "limits": median_limits(probes),
         }  # fmt: skip
         for entry in results:
             if entry["engine"] == OURS:
                 entry["share"] = shares(found, entry["median"], entry["precision"])
         if model == "111M":
-            found["start"] = [start(e, options.threads) for e in prepared.entries if e.label not in failures]
+            found["start"] = []
+            for entry in (e for e in prepared.entries if e.label not in failures):
+                try:
+                    found["start"].append(start(entry, options.threads))
+                except Failed as error:
+                    found["failures"][f"{entry.label}, fresh process"] = str(error)
         found["bars"] = judge(model, found)
         say(table(model, found))
     result = {

@@ -6,6 +6,7 @@ Runs in each engine's own environment, so it needs nothing but the standard libr
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ class Engine(Protocol):
 class Ours:
     """The product's path: `NativeCPU` under `Engine`, greedy `Generate` requests."""
 
-    def __init__(self, path: Path, precision: str, n_threads: int) -> None:
+    def __init__(self, path: Path, precision: str, n_threads: int, n_slots: int) -> None:
         import wafergpt
         from wafergpt.backends.native_cpu import NativeCPU
         from wafergpt.inference.engine import Engine as Served
@@ -51,7 +52,7 @@ class Ours:
 class Transformers:
     """Eager, the model's own key-value cache, logits of the last position only."""
 
-    def __init__(self, path: Path, precision: str, n_threads: int) -> None:
+    def __init__(self, path: Path, precision: str, n_threads: int, n_slots: int) -> None:
         import torch
         import transformers
 
@@ -76,7 +77,7 @@ class Transformers:
 class CTranslate2:
     """The converted folder; int8 or float32."""
 
-    def __init__(self, path: Path, precision: str, n_threads: int) -> None:
+    def __init__(self, path: Path, precision: str, n_threads: int, n_slots: int) -> None:
         import ctranslate2
 
         self.version = ctranslate2.__version__
@@ -97,16 +98,16 @@ class CTranslate2:
 
 
 class LlamaCpp:
-    """llama.cpp's server object without HTTP; 16 slots, prompts never reused."""
+    """llama.cpp's server object without HTTP, as many slots as asked for, prompts never reused."""
 
-    def __init__(self, path: Path, precision: str, n_threads: int) -> None:
+    def __init__(self, path: Path, precision: str, n_threads: int, n_slots: int) -> None:
         import xllamacpp
 
         self.version = xllamacpp.__version__
         parameters = xllamacpp.CommonParams()
         settings: dict[str, Any] = {
-            "n_ctx": 16 * 1024, "n_batch": 2048, "n_ubatch": 512, "n_parallel": 16, "n_gpu_layers": 0,
-            "warmup": False, "ui": False, "verbosity": -1,
+            "n_ctx": n_slots * 1024, "n_parallel": n_slots, "n_batch": 2048, "n_ubatch": 512,
+            "n_gpu_layers": 0, "warmup": False, "ui": False, "verbosity": -1,
         }  # fmt: skip
         for name, value in settings.items():
             setattr(parameters, name, value)
@@ -134,7 +135,7 @@ class LlamaCpp:
 class OpenVINO:
     """OpenVINO GenAI's pipeline on the exported graph; bf16 is a hint to its kernels, f32 forbids it."""
 
-    def __init__(self, path: Path, precision: str, n_threads: int) -> None:
+    def __init__(self, path: Path, precision: str, n_threads: int, n_slots: int) -> None:
         import openvino_genai
 
         self.version, self._genai = openvino_genai.__version__, openvino_genai
@@ -159,9 +160,37 @@ class OpenVINO:
         return [list(tokens) for tokens in self._pipeline.generate(inputs, settings).tokens]
 
 
+class VLLM:
+    """vLLM's CPU build in this process, compiled as it is by default, a core for each thread."""
+
+    def __init__(self, path: Path, precision: str, n_threads: int, n_slots: int) -> None:
+        cores = sorted(os.sched_getaffinity(0))[:n_threads]
+        os.environ |= {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        }  # fmt: skip
+        import vllm
+
+        self.version, self._vllm = vllm.__version__, vllm
+        kind = {"bf16": "bfloat16"}[precision]
+        self._model = vllm.LLM(
+            model=str(path), dtype=kind, max_model_len=1024, max_num_seqs=n_slots,
+            skip_tokenizer_init=True, enable_prefix_caching=False,
+        )  # fmt: skip
+
+    def generate(self, prompts: Prompts, n_new: int) -> list[list[int]]:
+        """See `Engine.generate`."""
+        sampling = self._vllm.SamplingParams(
+            temperature=0, max_tokens=n_new, ignore_eos=True, detokenize=False
+        )
+        asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        found = self._model.generate(asked, sampling, use_tqdm=False)
+        return [list(result.outputs[0].token_ids) for result in found]
+
+
 ENGINES: dict[str, Any] = {
     "ours": Ours, "transformers": Transformers, "ctranslate2": CTranslate2, "llama.cpp": LlamaCpp,
-    "openvino": OpenVINO,
+    "openvino": OpenVINO, "vllm": VLLM,
 }  # fmt: skip
 
 

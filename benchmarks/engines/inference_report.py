@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 OURS = "ours"
@@ -34,6 +35,15 @@ def shares(model: dict[str, Any], rates: dict[str, float], precision: str) -> di
             rates["prefill"] * model["flops_per_prompt_token"] / limits["operations_per_s"][precision]
         )
     return found
+
+
+def median_limits(probes: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """What the machine could do in the middle one of the rounds; {} where it was not measured."""
+    first = probes[0] if probes else {}
+    return {
+        kind: {key: statistics.median(probe[kind][key] for probe in probes) for key in of_kind}
+        for kind, of_kind in first.items()
+    }
 
 
 def best(

@@ -1,4 +1,4 @@
-"""One inference engine in its own process: `python inference_worker.py ENGINE PATH PRECISION THREADS`.
+"""One inference engine in its own process: `python inference_worker.py ENGINE PATH PRECISION THREADS SLOTS`.
 
 Commands are JSON lines on stdin, `{"prompts": [[...]], "n_new": 128}`; each is answered on stdout with
 `{"seconds", "peak_bytes"}`. The first answer says that the model is loaded, or `{"error"}` why not.
@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
-def main(name: str, path: str, precision: str, n_threads: str) -> None:
+def main(name: str, path: str, precision: str, n_threads: str, n_slots: str) -> None:
     """Serve until stdin ends."""
     # What libraries print must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -25,7 +25,7 @@ def main(name: str, path: str, precision: str, n_threads: str) -> None:
 
     try:
         started = time.perf_counter()
-        engine = inference.ENGINES[name](Path(path), precision, int(n_threads))
+        engine = inference.ENGINES[name](Path(path), precision, int(n_threads), int(n_slots))
         load_s = time.perf_counter() - started
         print(json.dumps({"ready": True, "load_s": load_s, "version": engine.version}), file=answers)
         for line in sys.stdin:

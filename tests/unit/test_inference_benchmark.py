@@ -16,7 +16,7 @@ from native_lab import needs_library
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from engines import inference_report  # noqa: E402
+from engines import inference_prepare, inference_report  # noqa: E402
 from engines.workers import Failed, Worker  # noqa: E402
 
 
@@ -52,6 +52,34 @@ def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
         script.write_text(code, encoding="utf-8")
         with pytest.raises(Failed, match=message), Worker([sys.executable, str(script)], "planted"):
             pass
+
+
+def test_every_precision_has_weights_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp once ran one float32 file under four names. OpenVINO's bf16 is a hint on float32 weights."""
+    (tmp_path / "hf").mkdir()
+
+    def written(_: object, target: Path, *, kind: object) -> None:
+        target.write_text(str(kind), encoding="utf-8")
+
+    monkeypatch.setattr(inference_prepare, "_do", lambda *_: None)
+    monkeypatch.setattr("wafergpt.checkpoints.gguf.writer.write_gguf", written)
+    places = {
+        (peer, precision): inference_prepare._converted(
+            peer, precision, "tiny", tmp_path, Path("python"), print
+        )
+        for peer in ("llama.cpp", "openvino")
+        for precision in ("f32", "bf16", "int8", "int4")
+    }
+    assert places.pop(("openvino", "bf16")) == places["openvino", "f32"]
+    assert len(set(places.values())) == len(places)
+    kinds = [places["llama.cpp", p].read_text(encoding="utf-8") for p in ("f32", "bf16", "int8", "int4")]
+    assert kinds == ["f32", "bf16", "q8_0", "q4_0"]
+
+
+def test_limits_are_those_of_the_middle_round() -> None:
+    probes = [{"read_bytes_per_s": {"int8": float(rate)}} for rate in (40, 90, 50)]
+    assert inference_report.median_limits(probes) == {"read_bytes_per_s": {"int8": 50.0}}
+    assert inference_report.median_limits([{}, {}]) == {} == inference_report.median_limits([])
 
 
 @needs_library
