@@ -37,8 +37,9 @@ class BeamJob:
         self._limit = min(room, request.sampling.max_new_tokens)
         self._prompt_scores = PromptScores(request)
         self._beams: list[_Beam] = []
+        self._tracks: list[Track] = []  # not ended: those of the beams and, while these change, some more
         self._ended: list[tuple[float, Sample]] = []  # best first
-        self._n_tracks = 1
+        self._n_forks = 0
 
     @property
     def terms(self) -> Terms:
@@ -51,7 +52,7 @@ class BeamJob:
         sampler = Sampler(
             request.sampling, request.prompt_ids, ending_ids=ending_ids(request), mask=request.mask
         )
-        self._beams = [_Beam(track, sampler, 0.0)]
+        self._beams, self._tracks = [_Beam(track, sampler, 0.0)], [track]
 
     def take(self, item: Planned, rows: Rows) -> list[NewToken]:
         self._prompt_scores.take(item.start + item.n_tokens - len(rows), rows)
@@ -63,8 +64,8 @@ class BeamJob:
         return []
 
     def give_up(self, *, keep: bool) -> None:
-        for beam in self._beams:
-            self._scheduler.end(beam.track, keep=keep)
+        while self._tracks:
+            self._scheduler.end(self._tracks.pop(), keep=keep)
         self._beams = []
 
     def _choices(self, beam: _Beam, logits: NDArray[np.float32]) -> list[tuple[float, int]]:
@@ -116,14 +117,16 @@ class BeamJob:
             parent = parents[number]
             track = parent.track
             if number in inherited:
-                track = self._scheduler.fork(track, self._n_tracks)
-                self._n_tracks += 1
+                self._n_forks += 1
+                track = self._scheduler.fork(track, self._n_forks)
+                self._tracks.append(track)
             inherited.add(number)
             sampler = parent.sampler.copy()
             sampler.take(token_id)
             self._beams.append(_Beam(track, sampler, total))
         for number, parent in enumerate(parents):
             if number not in inherited:
+                self._tracks.remove(parent.track)
                 self._scheduler.end(parent.track)
 
     def _worth(self, total: float, n_new: int) -> float:

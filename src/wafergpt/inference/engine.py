@@ -239,28 +239,30 @@ class Engine:
     def _run(self, planned: list[Planned]) -> None:
         chunks = [self._chunk(item) for item in planned]
         try:
-            results = self.backend.run(chunks)
-        except Exception as error:  # whatever a backend raises must not end the others' requests
+            pairs = list(zip(planned, self.backend.run(chunks), strict=True))
+        except BaseException as error:  # whatever a backend raises must not end the others' requests
+            cause = error if isinstance(error, Exception) else None
             for request_id in {item.track.request_id: None for item in planned}:
-                self._fail(request_id, FailureKind.ERROR, f"a step failed: {error}", error, keep=False)
+                self._fail(request_id, FailureKind.ERROR, f"a step failed: {error}", cause, keep=False)
+            if cause is None:  # Ctrl-C, say
+                raise
             return
         self._scheduler.done(planned)
-        for item, result in zip(planned, results, strict=True):
+        for item, result in pairs:
             job = self._jobs.get(item.track.request_id)
             if job is not None:  # it may have failed a moment ago, by another of its tracks
                 self._take(job, item, result)
 
     def _take(self, job: Job, item: Planned, result: ChunkResult) -> None:
         rows: Rows = np.empty((0, 0), np.float32)
-        if item.n_rows:
-            found = result.hidden if job.wants_hidden else result.logits
-            assert found is not None
-            rows = found[-item.n_rows :]
         try:
+            if item.n_rows:
+                found = result.hidden if job.wants_hidden else result.logits
+                assert found is not None, "the backend gave no rows"
+                rows = found[-item.n_rows :]
             new_tokens: list[NewToken] = job.take(item, rows)
         except Exception as error:  # a mask is the caller's code; non-finite logits are this request's alone
-            message = str(error) if isinstance(error, WaferGPTError) else f"{type(error).__name__}: {error}"
-            self._fail(job.request_id, FailureKind.ERROR, message, error)
+            self._fail(job.request_id, FailureKind.ERROR, _named(error), error)
             return
         self._emit(new_tokens)
         self._finish_if_done(job)
@@ -330,6 +332,11 @@ class Subscription:
             if isinstance(event, Finished):
                 self._going.discard(event.request_id)
             yield event
+
+
+def _named(error: BaseException) -> str:
+    """Our own errors say what is wrong; of others the type helps."""
+    return str(error) if isinstance(error, WaferGPTError) else f"{type(error).__name__}: {error}"
 
 
 def _check_bias(request: Generate, n_choices: int) -> None:

@@ -114,7 +114,7 @@ class Scheduler:
         self._waiting: list[Track] = []  # hold none, have tokens to run; by rank
         self._kept: OrderedDict[int, Track] = OrderedDict()  # ended, by handle; longest unused first
         self._found: dict[bytes, Track] = {}  # digest of a beginning -> who holds it
-        self._leaving: list[int] = []  # handles that the memory has not taken back yet
+        self._leaving: dict[int, bool] = {}  # handles to give back -> whether that has failed before
         self._faults: list[tuple[Track, Exception]] = []
 
     def rank(self, request_id: int, priority: int, number: int = 0) -> tuple[int, int, int]:
@@ -173,10 +173,11 @@ class Scheduler:
     def plan(self) -> list[Planned]:
         """The next step, empty when nothing waits. Opens, forks and releases sequences in the memory.
 
-        Tracks whose sequence could not be made are in `take_faults`, and forgotten here.
+        Tracks that cannot go on are in `take_faults`, for the caller to end.
         """
         self.n_steps += 1
         self._let_go()
+        is_short = bool(self._leaving)  # of memory that was offered back at least twice
         running = [track for track in self._running if track.n_pending > 0]
         n_decodes = sum(track.n_pending == 1 for track in running)
         n_prompt_tokens = self.limits.step_tokens - n_decodes  # >= 1, as max_sequences < step_tokens
@@ -192,7 +193,8 @@ class Scheduler:
             elif first is not None:
                 track, is_decode, at = first, first.n_pending == 1, at + 1
             else:
-                self._give_up_without_memory(planned)
+                if is_short and not planned:
+                    self._give_up_first()
                 return planned
             if track.handle is None:  # lost its memory to one before it
                 admits = False
@@ -204,11 +206,12 @@ class Scheduler:
                 planned.append(self._planned(track, n_tokens))
                 n_prompt_tokens -= 0 if is_decode else n_tokens
 
-    def _give_up_without_memory(self, planned: Sequence[Planned]) -> None:
-        """What waits for memory that nobody holds any more, because the backend will not take it back."""
-        if self._leaving and self._waiting and not planned and not self._running:
+    def _give_up_first(self) -> None:
+        """The first in rank, for whom all others made room, in vain: some memory was never given back."""
+        pending = [*self._waiting[:1], *(track for track in self._running if track.n_pending > 0)]
+        if pending:
             error = OutOfPages("the key-value memory that is left is too short: some was never given back")
-            self._faults.append((self._waiting.pop(0), error))
+            self._faults.append((min(pending, key=_rank), error))
 
     def done(self, planned: Sequence[Planned]) -> None:
         """The planned step was run."""
@@ -327,21 +330,21 @@ class Scheduler:
             if self._found.get(digest) is track:
                 del self._found[digest]
         handle, track.handle, track.n_held, track.digests = track.handle, None, 0, []
-        self._leaving.append(handle)
+        self._leaving[handle] = False
         self._let_go()
 
     def _let_go(self) -> None:
         """Give memory back. What it will not take back now counts as used and is offered again next step."""
-        refused = []
-        for handle in self._leaving:
+        for handle, has_failed in list(self._leaving.items()):
             try:
                 self._memory.release(handle)
             except Exception as error:  # the backend's fault: nobody's request need end for it
-                _log.warning("sequence %d could not be released: %s", handle, error)
-                refused.append(handle)
+                self._leaving[handle] = True
+                if not has_failed:
+                    _log.warning("sequence %d could not be released: %s", handle, error)
             else:
+                del self._leaving[handle]
                 self._pages.release(handle)
-        self._leaving = refused
 
     def _index(self, track: Track) -> None:
         """Let others find the whole pages that a salted track holds by now."""
