@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wafergpt.api import generate, load, train
+    from wafergpt.devices.wse2 import WSE2
     from wafergpt.inference.sampling import SamplingConfig
     from wafergpt.model.cache import KVCache
     from wafergpt.model.config import GPTConfig
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FAMILY",
     "GPT",
+    "WSE2",
     "GPTConfig",
     "KVCache",
     "SamplingConfig",
@@ -43,6 +45,7 @@ _HOME = {
     "SamplingConfig": "wafergpt.inference.sampling",
     "Tokenizer": "wafergpt.tokenizer.bpe",
     "TrainConfig": "wafergpt.training.config",
+    "WSE2": "wafergpt.devices.wse2",
     "generate": "wafergpt.api",
     "load": "wafergpt.api",
     "train": "wafergpt.api",

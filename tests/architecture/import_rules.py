@@ -84,7 +84,7 @@ RULES: dict[str, Rule] = {
     "backends.torch_compiled": _torch(
         5, "backends.backend", "backends.pages", "kernels", "checkpoints", "model", "ops"
     ),
-    "devices": _torch(5, "wafer"),
+    "devices": _torch(5, "wafer", "ops"),
     "finetuning": _torch(6, "training", "tasks", "data", "model", "checkpoints"),
     "finetuning.config": _free(6, "training.config", *_MODEL_SHAPE),
     "inference": _free(

@@ -15,6 +15,7 @@ PUBLIC_NAMES = [
     "SamplingConfig",
     "Tokenizer",
     "TrainConfig",
+    "WSE2",
     "__version__",
     "generate",
     "load",

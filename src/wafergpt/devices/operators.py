@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -158,6 +158,9 @@ def _table_of_one(call: Call) -> tuple[Cost, ...]:
         return (pointwise(kind, main, reads=first),)
     if kind is OpKind.LAYER_NORM:  # the mask of a backward pass may leave the first result out
         return (pointwise(kind, first, backward=call.name.endswith("backward")),)
+    if kind is OpKind.CROSS_ENTROPY:
+        cost = pointwise(kind, main, backward="backward" in call.name)
+        return (replace(cost, n=call.outputs[0].shape[-1]),)
     if call.name == "index_put" or call.name.startswith(("scatter", "index_")):
         return (Cost(kind=kind, n_elements=main, reads=sum(x.numel() for x in call.inputs[1:])),)
     return (pointwise(kind, main, backward="backward" in call.name),)

@@ -16,6 +16,7 @@ from torch import Tensor
 from wafergpt.errors import ConfigError
 from wafergpt.kernels import build
 from wafergpt.ops.reference import AdamWStep
+from wafergpt.ops.watch import through_watcher
 
 # Rows of the head that are in memory at once: at V = 50257 the bfloat16 logits then take 206 MB.
 HEAD_CHUNK_ROWS = 2048
@@ -31,10 +32,10 @@ def _pointer(x: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if x is None else x.data_ptr())
 
 
-def _kernels() -> ctypes.CDLL:
+def _kernels() -> Any:
     library = build.library()
     assert library is not None, "ops.dispatch checks that the kernels are there"
-    return library
+    return through_watcher(library)
 
 
 def attention_supported() -> bool:

@@ -16,11 +16,14 @@ from torch.nn import functional as F
 
 from wafergpt.kernels import build
 from wafergpt.ops import cpu, reference
+from wafergpt.ops.watch import is_torch_only
 
 
 def _have_kernels(x: Tensor) -> bool:
     """Whether x is where our kernels are; not under torch.compile, which makes its own."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and build.library() is not None
+    if torch.compiler.is_compiling() or is_torch_only():
+        return False
+    return x.device.type == "cpu" and build.library() is not None
 
 
 def _kernels_for(x: Tensor) -> bool:

@@ -53,9 +53,10 @@ WORD_BYTES = {"fp16": 2, "cb16": 2, "bf16": 2, "fp32": 4}
 class Op:
     """One operator, `count` times. Sizes, FLOPs, bytes and seconds are of one execution.
 
-    MATMUL is `batch` independent products [m, k] x [k, n]; m = k = n = 0 otherwise. `in_bytes`: bytes read,
-    those of parameters included, for a look-up only the rows read; `weight_bytes`: bytes of the parameters
-    among the inputs, which are streamed or resident. `host_s`: what the host took, measured; 0 if it was not.
+    MATMUL is `batch` independent products [m, k] x [k, n]; n of CROSS_ENTROPY is the vocabulary's width;
+    otherwise m, k, n are 0. `in_bytes`: bytes read, those of parameters included, for a look-up only the rows
+    read; `weight_bytes`: bytes of the parameters among the inputs, which are streamed or resident. `host_s`:
+    what the host took, measured; 0 if it was not.
     """
 
     name: str
@@ -348,7 +349,8 @@ def describe_transformer(
 
 def _training(by: _Describer) -> list[Op]:
     forward = [*by.layers(), *by.head(by.n_tokens)]
-    loss = by.pointwise("loss", OpKind.CROSS_ENTROPY, by.n_tokens * by.shape.vocab_size)
+    vocab_size = by.shape.vocab_size
+    loss = replace(by.pointwise("loss", OpKind.CROSS_ENTROPY, by.n_tokens * vocab_size), n=vocab_size)
     differentiated = [op for op in (*forward, loss) if op.name != "residual"]  # a sum passes gradients on
     backward = [gradient for op in reversed(differentiated) for gradient in by.backward(op)]
     return [*by.look_ups(), *forward, loss, *backward, *by.look_ups("backward"), by.update()]

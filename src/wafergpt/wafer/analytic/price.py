@@ -47,6 +47,8 @@ class PricedOp(Protocol):
     def shapes(self) -> str: ...
     @property
     def count(self) -> int: ...
+    @property
+    def host_s(self) -> float: ...
 
 
 class PricedWorkload(Protocol):
@@ -64,32 +66,38 @@ class PricedWorkload(Protocol):
     def activation_bytes_peak(self) -> float: ...
     @property
     def description(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def n_rows_at_once(self) -> int: ...
 
 
 class _Costs:
     """Cycles of operators by part, for one execution, on one system that has 1 / systems of the batch."""
 
-    def __init__(self, arch: Arch, execution: str, systems: int, release: str | None, vocab: int) -> None:
-        self.arch, self.vocab = arch, vocab
+    def __init__(
+        self, arch: Arch, execution: str, systems: int, release: str | None, workload: PricedWorkload
+    ) -> None:
+        self.arch, self.vocab, self.simd = arch, _vocabulary(workload), arch.simd[workload.dtype]
         self.is_streaming, self.share = execution == "streaming", 1.0 / scaled(systems)
         rate = value("training_share_of_peak") * arch.peak_flops_per_s * release_efficiency(release)
-        rate *= arch.n_pes / _full_size(arch)
+        rate *= arch.n_pes / _full_size(arch) * self.simd / arch.simd["fp16"]
         self.flops_per_cycle = rate / arch.clock_hz
 
     def of(self, op: PricedOp) -> dict[str, float]:
         """Cycles of one execution of `op` by part of the report."""
         kind = str(op.kind)
-        lanes = self.arch.n_pes * self.arch.simd["fp16"] / self.share
+        lanes = self.arch.n_pes * self.simd / self.share
         if kind == "view":
             return {}
         if kind == "host":
-            link = self.arch.io_bytes_per_s / self.arch.clock_hz
-            return {"host": (op.in_bytes + op.out_bytes) / link}
+            seconds = op.host_s + (op.in_bytes + op.out_bytes) / self.arch.io_bytes_per_s
+            return {"host": seconds * self.arch.clock_hz}
         if kind == "matmul":
             return self._matmul(op)
         if kind == "optimizer":
             if not self.is_streaming:
-                return {"compute": 8.0 * op.n_elements / (self.arch.n_pes * self.arch.simd["fp32"])}
+                return {"compute": op.n_flops / (self.arch.n_pes * self.arch.simd["fp32"])}
             return {}  # on MemoryX, between the streams: inside the exposed latency
         per_element = value("function_cycles") if kind in FUNCTIONS else 2.0
         parts = {"compute": max(1.0, per_element * max(op.n_elements, op.in_bytes / 2.0) / lanes)}
@@ -140,7 +148,7 @@ def price(
     require(
         1 <= systems <= arch.max_systems, f"systems = {systems}; {arch.name} allows 1 to {arch.max_systems}"
     )
-    costs = _Costs(arch, execution, systems, release, _vocabulary(workload))
+    costs = _Costs(arch, execution, systems, release, workload)
     parts = dict.fromkeys(("compute", "weight_streaming", "fabric", "reduction", "host"), 0.0)
     rows, unmapped, n_flops = [], [], 0.0
     for op in workload.ops:
@@ -183,11 +191,8 @@ def price(
 
 
 def _vocabulary(workload: PricedWorkload) -> int:
-    """Width of the logits: elements of the loss over positions; 0 without a loss."""
-    widths = [
-        op.n_elements // max(workload.n_tokens, 1) for op in workload.ops if str(op.kind) == "cross_entropy"
-    ]
-    return max(widths, default=0)
+    """Width of the logits: the `n` of the loss; 0 without a loss."""
+    return max((op.n for op in workload.ops if str(op.kind) == "cross_entropy"), default=0)
 
 
 def _row(op: PricedOp, cycles: float) -> OpCost:
@@ -211,8 +216,8 @@ def _memory(
 ) -> tuple[bool, str, dict[str, float]]:
     """Whether it fits, why, and bytes per PE. Streaming keeps activations only, resident the weights too."""
     room = SRAM_SHARE * arch.n_pes * arch.sram_bytes
-    per_system = max(1, -(-workload.n_samples // systems))
-    per_sample = workload.activation_bytes_peak / max(workload.n_samples, 1)
+    per_system = max(1, -(-workload.n_rows_at_once // systems))
+    per_sample = workload.activation_bytes_peak / max(workload.n_rows_at_once, 1)
     has_backward = any(op.phase != "forward" for op in workload.ops)
     state = (
         8.0 if has_backward else 1.0

@@ -1,0 +1,209 @@
+"""Watching PyTorch: every operator between `start` and `stop`, with its phase, its time and its parameters.
+
+Operators are seen below autograd, where forward, backward and optimiser alike call them, by a
+TorchDispatchMode. It changes nothing: the same kernels run on the same tensors. Kernels of this package that
+PyTorch does not see are watched at `ops.watch`. A phase is what PyTorch says it is: backward while the
+autograd engine runs a node, optimizer inside `Optimizer.step`. Outside both, work on gradients is backward
+(clipping), writing to a parameter is optimizer, and the rest forward.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from time import perf_counter_ns
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils import _python_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from wafergpt.devices import rounding
+from wafergpt.devices.errors import UnmappedOperatorError
+from wafergpt.devices.native_calls import Library, NativeCall
+from wafergpt.devices.numerics import Format
+from wafergpt.devices.operators import VIEWS, Call, base_name, is_mapped, tensors
+from wafergpt.devices.records import Records, op_of, shapes_of, translate
+from wafergpt.devices.tracking import Memory, rows_and_tokens
+from wafergpt.ops import watch
+from wafergpt.wafer.workload import WORD_BYTES
+
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
+
+class Capture(TorchDispatchMode):
+    """One region of one thread. `form`: what operators are rounded to; None leaves every result alone."""
+
+    def __init__(
+        self,
+        *,
+        dtype: str,
+        form: Format | None = None,
+        strict: bool = False,
+        on_model: Callable[[nn.Module], None] | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.records = Records(dtype=dtype)
+        self.memory = Memory(word_bytes=WORD_BYTES[dtype])
+        self.form, self.strict, self.on_model = form, strict, on_model
+        self.thread = threading.get_ident()
+        self.overhead_ns = 0
+        self.n_crossings = 0
+        self._in_step, self._depth = False, 0
+        self._outside = ExitStack()
+
+    # Entering and leaving -------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start to watch this thread."""
+        for handle in (
+            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_post_hook(self._after_step),
+            register_module_forward_pre_hook(self._before_module),
+            register_module_forward_hook(self._after_module, with_kwargs=True, always_call=True),
+        ):
+            self._outside.callback(handle.remove)
+        self._outside.enter_context(watch.watched(lambda library: Library(library, self._around_native)))
+        if self.form is not None:
+            self._outside.enter_context(watch.torch_only())
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def end(self) -> None:
+        """Stop to watch, also when other modes were entered since and not left yet; they stay."""
+        above = []
+        while (mode := _python_dispatch._get_current_dispatch_mode()) is not None and mode is not self:
+            above.append(_python_dispatch._pop_mode())
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        for mode in reversed(above):
+            _python_dispatch._push_mode(mode)
+        self._outside.close()
+        self.records.n_parameters = self.memory.n_parameters
+        self.records.activation_bytes_peak = self.memory.activation_bytes_peak
+        self.memory.close()
+
+    def _is_here(self) -> bool:
+        return threading.get_ident() == self.thread
+
+    def _before_step(self, *_: Any) -> None:
+        self._in_step = self._in_step or self._is_here()
+
+    def _after_step(self, *_: Any) -> None:
+        self._in_step = self._in_step and not self._is_here()
+
+    def _before_module(self, module: nn.Module, _: Any) -> None:
+        began = perf_counter_ns()
+        if not self._is_here():
+            return
+        if self._depth == 0 and next(module.parameters(), None) is not None:
+            self.memory.name_parameters(module)
+            if self.on_model is not None:
+                self.on_model(module)
+        self._depth += 1
+        self.overhead_ns += perf_counter_ns() - began
+
+    def _after_module(self, module: nn.Module, args: Any, kwargs: Any, _: Any) -> None:
+        began = perf_counter_ns()
+        if not self._is_here():
+            return
+        self._depth = max(0, self._depth - 1)  # a region may begin inside a module
+        if self._depth == 0 and next(module.parameters(), None) is not None:
+            rows, n_tokens = rows_and_tokens((*args, *kwargs.values()))
+            self.records.add_call(id(module), type(module).__name__, rows, n_tokens)
+        self.overhead_ns += perf_counter_ns() - began
+
+    # Operators ------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        came = perf_counter_ns()
+        kwargs = kwargs or {}
+        name = base_name(func._schema.name)
+        if not is_mapped(name) and not func.is_view and func.has_kernel_for_dispatch_key(_COMPOSITE):
+            with self:  # under inference_mode an operator arrives before PyTorch has taken it apart
+                return func.decompose(*args, **kwargs)
+        is_view = func.is_view or name in VIEWS
+        inputs = tensors(args) + tensors(kwargs)
+        written = _written(func, args, kwargs)
+        phase = self._phase(inputs, written)
+        if self.strict and not is_view and not is_mapped(name):
+            raise UnmappedOperatorError(
+                f"the wafer has no program for {func._schema.name} {shapes_of(inputs)}, and strict=True"
+            )
+        form = None if is_view or phase == "optimizer" else self.form
+        ids = {id(x) for x in written}
+        if form is not None:
+            args = rounding.round_inputs(tuple(args), form, self.memory, ids)
+            kwargs = rounding.round_inputs(kwargs, form, self.memory, ids)
+        began = perf_counter_ns()
+        result = func(*args, **kwargs)
+        ended = perf_counter_ns()
+        if form is not None:
+            rounding.round_written(written, form)
+            result = rounding.round_results(result, name, form, ids)
+        outputs = tensors(result) or written
+        shown = "alias" if is_view and not is_mapped(name) else name
+        call = Call(name=shown, args=args, kwargs=kwargs, inputs=inputs, outputs=outputs)
+        self._record(call, func._schema.name, phase, ended - began, is_rounded=form is not None)
+        self.n_crossings += 1
+        self.overhead_ns += (began - came) + (perf_counter_ns() - ended)
+        return result
+
+    def _record(self, call: Call, full_name: str, phase: str, elapsed_ns: int, *, is_rounded: bool) -> None:
+        first, *rest = translate(call, full_name, phase, self.memory)
+        self.records.add(first, elapsed_ns / 1e9)
+        for op in rest:
+            self.records.add(op, 0.0)
+        source = self.memory.weight(call.inputs[0]) if len(call.inputs) == 1 and _copies(call.name) else None
+        self.memory.add(call.outputs, phase, copy_of=source, is_rounded=is_rounded)
+
+    def _phase(self, inputs: Sequence[Tensor], written: Sequence[Tensor]) -> str:
+        if torch._C._current_autograd_node() is not None:
+            return "backward"
+        if self._in_step or any(self.memory.weight(x) is not None for x in written):
+            return "optimizer"
+        return "backward" if any(self.memory.phase_of(x) == "backward" for x in inputs) else "forward"
+
+    def _around_native(self, call: NativeCall, run: Callable[[], Any]) -> Any:
+        came = perf_counter_ns()
+        weights = [w for p in call.pointers if (w := self.memory.addresses.get(p)) is not None]
+        word = self.memory.word_bytes
+        phase = call.phase or self._phase((), ())
+        began = perf_counter_ns()
+        result = run()
+        elapsed_s = (ended := perf_counter_ns()) - began
+        for position, cost in enumerate(call.costs):
+            reads = cost.n_elements if cost.reads is None else cost.reads
+            held = [w for w in weights if cost.holds_weight]
+            op = op_of(
+                cost,
+                name=f"wafergpt::{call.name.removeprefix('wg_')}" + (f"/{cost.part}" if cost.part else ""),
+                phase=phase,
+                in_bytes=float(reads * word),
+                out_bytes=float(cost.n_elements * word),
+                weights=held,
+                weight_bytes=float(min(sum(w.n_elements for w in held), reads) * word),
+                labels=(call.shapes, ""),
+            )
+            self.records.add(op, 0.0 if position else elapsed_s / 1e9)
+        self.overhead_ns += (began - came) + (perf_counter_ns() - ended)
+        return result
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that the operator's schema says it writes to."""
+    found: list[Tensor] = []
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            found += tensors(value)
+    return found
+
+
+def _copies(name: str) -> bool:
+    """Whether an operator of one input gives the same values again, in another type or order."""
+    return name in ("_to_copy", "clone", "_unsafe_view", "contiguous", "copy")

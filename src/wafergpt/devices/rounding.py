@@ -1,0 +1,65 @@
+"""Operators in the wafer's number format: what they read and what they give is rounded, never what they hold.
+
+A fused operator (a product, an attention, a LayerNorm) sums in the host's precision and rounds once at its
+end. Its statistics (log-sum-exp, mean, reciprocal deviation) stay as they are, and so does all that the
+optimiser does, which keeps 32-bit weights and state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wafergpt.devices.numerics import Format
+from wafergpt.devices.tracking import Memory
+
+# The first result is the value; the others are statistics for the backward pass.
+ONLY_FIRST = frozenset(
+    {
+        "native_layer_norm",
+        "native_group_norm",
+        "native_batch_norm",
+        "_native_batch_norm_legit",
+        "_fused_rms_norm",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+    }
+)
+
+
+def round_inputs(arguments: Any, form: Format, memory: Memory, written: set[int]) -> Any:
+    """The arguments with every real tensor in the format, but for those written to (by id)."""
+    if isinstance(arguments, torch.Tensor):
+        keep = id(arguments) in written or not arguments.is_floating_point() or memory.is_rounded(arguments)
+        return arguments if keep else form.round(arguments)
+    if isinstance(arguments, list | tuple):
+        return type(arguments)(round_inputs(x, form, memory, written) for x in arguments)
+    if isinstance(arguments, dict):
+        return {name: round_inputs(x, form, memory, written) for name, x in arguments.items()}
+    return arguments
+
+
+def round_results(result: Any, name: str, form: Format, written: set[int]) -> Any:
+    """The results in the format: new tensors, but those that were written to keep their memory."""
+    if isinstance(result, torch.Tensor):
+        return _rounded(result, form, written)
+    if isinstance(result, list | tuple) and result:
+        if name in ONLY_FIRST:
+            return type(result)((round_results(result[0], "", form, written), *result[1:]))
+        return type(result)(round_results(x, "", form, written) for x in result)
+    return result
+
+
+def round_written(tensors: list[Tensor], form: Format) -> None:
+    """What an in-place operator wrote, in place."""
+    for x in tensors:
+        if x.is_floating_point():
+            x.copy_(form.round(x))
+
+
+def _rounded(x: Tensor, form: Format, written: set[int]) -> Tensor:
+    return x if id(x) in written or not x.is_floating_point() else form.round(x)

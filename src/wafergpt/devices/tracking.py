@@ -1,0 +1,153 @@
+"""Which memory is whose while a region runs: parameters, copies of them, results and how long they live."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def storage_of(x: Tensor) -> Any | None:
+    """The memory behind a tensor; None where there is none: sparse tensors, torch.func's wrappers."""
+    try:
+        return x.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter that was used. `storage` keeps its address from being given to another tensor."""
+
+    name: str
+    n_elements: int
+    storage: Any
+
+
+@dataclass
+class _Alive:
+    """A result. `weight`: the parameter it is a copy of. `is_rounded`: in the device's format."""
+
+    n_bytes: float
+    phase: str
+    weight: Weight | None
+    is_rounded: bool
+    reference: Any
+
+
+@dataclass
+class Memory:
+    """Storages by address. `word_bytes`: what a floating-point number takes on the wafer."""
+
+    word_bytes: int
+    weights: dict[int, Weight] = field(default_factory=dict)
+    names: dict[int, tuple[str, Any]] = field(default_factory=dict)
+    addresses: dict[int, Weight] = field(default_factory=dict)  # data pointer -> weight, for native kernels
+    alive: dict[int, _Alive] = field(default_factory=dict)
+    activation_bytes: float = 0.0
+    activation_bytes_peak: float = 0.0
+
+    def n_bytes(self, x: Tensor) -> float:
+        """Bytes of x on the wafer: its word for a real number, at most four for an integer."""
+        if x.is_floating_point():
+            return float(x.numel() * self.word_bytes)
+        if x.is_complex():
+            return float(2 * x.numel() * self.word_bytes)
+        return float(x.numel() * min(x.element_size(), 4))
+
+    def name_parameters(self, module: nn.Module) -> None:
+        """Remember the names of a module's parameters; a name given earlier stays."""
+        for name, parameter in module.named_parameters():
+            storage = storage_of(parameter)
+            if storage is not None:
+                self.names.setdefault(storage._cdata, (name, storage))
+
+    def weight(self, x: Tensor) -> Weight | None:
+        """The parameter that x is, views, or was copied from; any other leaf that asks for a gradient too."""
+        storage = storage_of(x)
+        if storage is None:
+            return None
+        key = storage._cdata
+        if key in self.weights:
+            return self.weights[key]
+        is_named = key in self.names
+        if key in self.alive and not (is_named or isinstance(x, nn.Parameter)):
+            return self.alive[key].weight
+        if is_named or isinstance(x, nn.Parameter) or (x.requires_grad and x.is_leaf):
+            self._drop(key)
+            name = self.names[key][0] if is_named else f"parameter {len(self.weights)}"
+            self.weights[key] = Weight(name, storage.nbytes() // max(x.element_size(), 1), storage)
+            self.addresses[storage.data_ptr()] = self.weights[key]
+            return self.weights[key]
+        return None
+
+    def phase_of(self, x: Tensor) -> str | None:
+        """The phase in which x was made, if in this region."""
+        storage = storage_of(x)
+        entry = None if storage is None else self.alive.get(storage._cdata)
+        return None if entry is None else entry.phase
+
+    def is_rounded(self, x: Tensor) -> bool:
+        """Whether x is known to hold numbers of the device's format."""
+        storage = storage_of(x)
+        entry = None if storage is None else self.alive.get(storage._cdata)
+        return entry is not None and entry.is_rounded
+
+    def add(self, made: Iterable[Tensor], phase: str, *, copy_of: Weight | None, is_rounded: bool) -> None:
+        """Take note of an operator's results; what is known already (in place, views) is not new."""
+        for x in made:
+            storage = storage_of(x)
+            if storage is None or storage.nbytes() == 0:
+                continue
+            key = storage._cdata
+            if key in self.alive or key in self.weights or key in self.names:
+                continue
+            is_activation = phase == "forward" and copy_of is None
+            n_bytes = self._storage_bytes(x, storage) if is_activation else 0.0
+            reference = weakref.ref(storage, self._forget(key))
+            self.alive[key] = _Alive(n_bytes, phase, copy_of, is_rounded, reference)
+            self.activation_bytes += n_bytes
+            self.activation_bytes_peak = max(self.activation_bytes_peak, self.activation_bytes)
+
+    def _storage_bytes(self, x: Tensor, storage: Any) -> float:
+        n_elements = storage.nbytes() // max(x.element_size(), 1)
+        return n_elements * (self.n_bytes(x) / x.numel()) if x.numel() else 0.0
+
+    def _forget(self, key: int) -> Any:
+        return lambda _: self._drop(key)
+
+    def _drop(self, key: int) -> None:
+        entry = self.alive.pop(key, None)
+        if entry is not None:
+            self.activation_bytes -= entry.n_bytes
+
+    def close(self) -> None:
+        """Let go of every storage; what is counted stays."""
+        for table in (self.alive, self.weights, self.names, self.addresses):
+            table.clear()
+
+    @property
+    def n_parameters(self) -> int:
+        """Values of the parameters that were used."""
+        return sum(weight.n_elements for weight in self.weights.values())
+
+
+def rows_and_tokens(arguments: Iterable[Any]) -> tuple[int, int]:
+    """(rows, positions) of a model's arguments: of the first tensor of ids, else of the first of numbers.
+
+    Ids [B, T] are B rows of T positions, ids [T] one row; numbers [B, T, D] count as ids [B, T]; in other
+    shapes every row is one position. (0, 0) without a tensor.
+    """
+    found = [x for x in arguments if isinstance(x, torch.Tensor) and x.dim() > 0]
+    ids = [x for x in found if not x.is_floating_point() and x.dtype != torch.bool]
+    if ids:
+        shape = ids[0].shape
+        return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[0] * shape[1])
+    if not found:
+        return 0, 0
+    shape = found[0].shape
+    return (shape[0], shape[0] * shape[1]) if len(shape) == 3 else (shape[0], shape[0])

@@ -1,0 +1,229 @@
+"""`WSE2`: a wafer that any PyTorch code runs under. The host computes; the wafer's time is modelled."""
+
+from __future__ import annotations
+
+import threading
+from functools import cache
+from time import perf_counter_ns
+from types import TracebackType
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from wafergpt.config import require
+from wafergpt.devices.capture import Capture
+from wafergpt.devices.errors import DeviceError, DoesNotFitError
+from wafergpt.devices.numerics import Format, format_of
+from wafergpt.devices.records import Records
+from wafergpt.units import format_bytes
+from wafergpt.wafer.analytic.price import EXECUTIONS, SRAM_SHARE, price
+from wafergpt.wafer.arch import Arch, get_arch
+from wafergpt.wafer.report import Report
+from wafergpt.wafer.workload import WORD_BYTES, Workload
+
+EXACT = "exact"
+WAFER_DTYPE = (
+    "cb16"  # what the modelled wafer computes in while the host's results stay exact: Model Zoo configs
+)
+
+_guard = threading.Lock()
+_active: WSE2 | None = None
+
+
+class WSE2:
+    """A modelled wafer around any PyTorch code: `start()`, the code, `stop()`; or `with WSE2() as wafer:`.
+
+    Between the two every operator of the thread is captured and costed: modules of any kind, a forward pass
+    or a whole training step. Results are the same bits as without the device. `stop()` returns the `Report`
+    of the region; `report` is that of all regions of this device together, `clear()` forgets them.
+
+    - arch: "WSE-2", "WSE-3", a mesh such as "16x16", or an `Arch`.
+    - numerics: "exact" (default, None), or "cb16", "fp16", "bf16", "fp32": then every operator's inputs and
+      results are rounded to that format, the optimiser's excepted.
+    - systems: wafers that share the batch. release: the software's, see `price`.
+    - execution: "streaming" (weights flow through) or "resident" (they stay).
+    - strict: an operator that the wafer has no program for raises before it runs; otherwise it runs on the
+      host, is costed as such and listed in the report.
+
+    Raises ConfigError for an unknown setting; DeviceError for a start or stop out of order, for a second
+    device at the same time, for a stop in another thread, and for a region without an operator;
+    DoesNotFitError for a model too large to be resident; UnmappedOperatorError under strict. Compiled modules
+    run eagerly between start and stop. Code of other threads is not seen.
+    """
+
+    def __init__(
+        self,
+        arch: str | Arch = "WSE-2",
+        *,
+        numerics: str | None = None,
+        systems: int = 1,
+        execution: str = "streaming",
+        strict: bool = False,
+        release: str | None = None,
+    ) -> None:
+        self.arch = get_arch(arch) if isinstance(arch, str) else arch
+        self.numerics = EXACT if numerics is None else numerics
+        self._form: Format | None = None if self.numerics == EXACT else format_of(self.numerics)
+        self.dtype = WAFER_DTYPE if self._form is None else self._form.name
+        limit = self.arch.max_systems
+        require(1 <= systems <= limit, f"systems = {systems}; {self.arch.name} allows 1 to {limit}")
+        require(
+            execution in EXECUTIONS, f"execution '{execution}' is unknown; allowed: {', '.join(EXECUTIONS)}"
+        )
+        self.systems, self.execution, self.strict, self.release = systems, execution, strict, release
+        self._capture: Capture | None = None
+        self._began_ns = 0
+        self.clear()
+
+    @staticmethod
+    def active() -> WSE2 | None:
+        """The device that is active in this process."""
+        return _active
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the device has been started and not stopped."""
+        return self._capture is not None
+
+    @property
+    def report(self) -> Report:
+        """The report of all regions so far, as one. Raises DeviceError before the first `stop`."""
+        if not self.n_regions:
+            raise DeviceError("there is no report yet: call start(), run the model, call stop()")
+        return self._priced(self.workload, self._host_s)
+
+    @property
+    def workload(self) -> Workload:
+        """The operators of all regions so far."""
+        return self._records.workload()
+
+    def clear(self) -> None:
+        """Forget all regions."""
+        self._records, self._host_s, self.n_regions = Records(dtype=self.dtype), 0.0, 0
+
+    def start(self) -> None:
+        """Begin a region. Raises DeviceError if this or another device is active."""
+        global _active
+        _crossing_s()  # measured before the clock starts
+        capture = Capture(
+            dtype=self.dtype, form=self._form, strict=self.strict, on_model=self._refuse_too_large
+        )
+        with _guard:
+            if _active is self:
+                raise DeviceError("start() called twice: this device is active already; call stop() first")
+            if _active is not None:
+                raise DeviceError("another WSE2 is active in this process: WSE2.active().stop() ends it")
+            _active = self
+        try:
+            capture.begin()
+        except BaseException:
+            _active = None
+            raise
+        self._capture = capture
+        self._began_ns = perf_counter_ns()
+
+    def stop(self) -> Report:
+        """End the region and return its report. PyTorch is as before, whatever happens.
+
+        Raises DeviceError before `start`, in another thread, and when nothing ran; DoesNotFitError, with
+        `report` there all the same.
+        """
+        capture = self._end()
+        region = capture.records
+        if not region.totals:
+            raise DeviceError(
+                "no PyTorch operator ran between start() and stop() in this thread: nothing to report"
+            )
+        host_s = self._host_time(capture)
+        self._records.merge(region)
+        self._host_s += host_s
+        self.n_regions += 1
+        report = self._priced(region.workload(), host_s)
+        if self.execution == "resident" and not report.fits:
+            raise DoesNotFitError(f"the model does not fit on {self.arch.name} as resident: {report.reason}")
+        return report
+
+    def __enter__(self) -> WSE2:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.stop()
+        elif self.is_active:  # the region's own error is the one to show
+            self._end()
+
+    def _end(self) -> Capture:
+        global _active
+        capture, ended_ns = self._capture, perf_counter_ns()
+        if capture is None:
+            raise DeviceError("stop() called before start()")
+        if capture.thread != threading.get_ident():
+            raise DeviceError("stop() must be called in the thread that called start()")
+        try:
+            capture.end()
+        finally:
+            self._capture = None
+            _active = None
+        self._elapsed_ns = ended_ns - self._began_ns
+        return capture
+
+    def _host_time(self, capture: Capture) -> float:
+        """Wall time of the region without the time that watching took; at least 1 ns."""
+        watching_s = capture.overhead_ns / 1e9 + capture.n_crossings * _crossing_s()
+        return max(self._elapsed_ns / 1e9 - watching_s, 1e-9)
+
+    def _priced(self, workload: Workload, host_s: float) -> Report:
+        return price(
+            workload,
+            self.arch,
+            execution=self.execution,
+            systems=self.systems,
+            release=self.release,
+            host_s=host_s,
+        )
+
+    def _refuse_too_large(self, model: nn.Module) -> None:
+        """Before a resident model runs: its weights alone must fit."""
+        if self.execution != "resident":
+            return
+        n = sum(p.numel() for p in model.parameters())
+        needed = n * WORD_BYTES[self.dtype]
+        room = int(SRAM_SHARE * self.arch.n_pes * self.arch.sram_bytes)
+        if needed > room:
+            raise DoesNotFitError(
+                f"{type(model).__name__} has {n:,} parameters, {format_bytes(needed)} in {self.dtype};"
+                f" {self.arch.name} has room for {format_bytes(room)} ({SRAM_SHARE:.0%} of"
+                f" {self.arch.n_pes:,} x {format_bytes(self.arch.sram_bytes)}); use execution='streaming'"
+                " or a larger wafer"
+            )
+
+
+class _Nothing(TorchDispatchMode):
+    """A mode that only passes on, to measure what passing on takes."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return func(*args, **(kwargs or {}))
+
+
+@cache
+def _crossing_s() -> float:
+    """Seconds that a mode adds to an operator before and after our code runs: the least of a few trials."""
+    x = torch.zeros(4)
+
+    def trial() -> int:
+        began = perf_counter_ns()
+        for _ in range(_TRIAL_CALLS):
+            torch.abs(x)
+        return perf_counter_ns() - began
+
+    plain = min(trial() for _ in range(_TRIALS))
+    with _Nothing():  # type: ignore[no-untyped-call]
+        watched = min(trial() for _ in range(_TRIALS))
+    return max(0, watched - plain) / _TRIAL_CALLS / 1e9
+
+
+_TRIALS, _TRIAL_CALLS = 5, 100
