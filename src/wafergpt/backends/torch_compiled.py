@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
@@ -87,6 +88,9 @@ class TorchCompiled:
         self._keys, self._values = self._memory(0), self._memory(0)  # [slots, L, H, S, K]
         self._lengths: dict[int, int] = {}  # sequence -> positions held
         self._slots: dict[int, int] = {}
+        self._reach: defaultdict[int, int] = defaultdict(
+            int
+        )  # slot -> positions ever written by its sequence
         self._handles = itertools.count()
         self._shapes: set[tuple[int, int]] = set()
         self._captured: dict[tuple[int, int], _Captured] = {}
@@ -111,21 +115,22 @@ class TorchCompiled:
 
     def open(self) -> int:
         """See `Backend.open`."""
-        handle = next(self._handles)
-        self._add(handle, 0)
+        handle, slot = next(self._handles), self._free_slot()
         self._pages.open(handle)
+        self._slots[handle], self._lengths[handle] = slot, 0
         return handle
 
     def fork(self, sequence: int, n_tokens: int) -> int:
         """See `Backend.fork`. The positions are copied."""
         held = self._length(sequence)
         require(0 <= n_tokens <= held, f"{held} tokens are held, {n_tokens} cannot be taken over")
-        handle = next(self._handles)
-        self._pages.fork(sequence, handle, n_tokens)
-        self._add(handle, n_tokens)
-        old, new = self._slots[sequence], self._slots[handle]
+        self._pages.check(int(n_tokens % _PAGE_TOKENS > 0))
+        handle, slot, origin = next(self._handles), self._free_slot(), self._slots[sequence]
+        self._reach[slot] = n_tokens
         for memory in (self._keys, self._values):
-            memory[new, :, :, :n_tokens] = memory[old, :, :, :n_tokens]
+            memory[slot, :, :, :n_tokens] = memory[origin, :, :, :n_tokens]
+        self._pages.fork(sequence, handle, n_tokens)
+        self._slots[handle], self._lengths[handle] = slot, n_tokens
         return handle
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
@@ -138,7 +143,8 @@ class TorchCompiled:
             sum(self._pages.n_needed(c.sequence, n) for c, n in zip(chunks, lengths, strict=True))
         )
         for chunk, length in zip(chunks, lengths, strict=True):
-            self._pages.grow(chunk.sequence, length)
+            slot = self._slots[chunk.sequence]
+            self._reach[slot] = max(self._reach[slot], length)
         single = [i for i, chunk in enumerate(chunks) if len(chunk.token_ids) == 1]
         results: dict[int, ChunkResult] = {}
         with torch.no_grad():
@@ -146,12 +152,17 @@ class TorchCompiled:
                 results |= zip(single, self._run_decodes([chunks[i] for i in single]), strict=True)
             results |= {i: self._run_prompt(c) for i, c in enumerate(chunks) if len(c.token_ids) > 1}
         for chunk, length in zip(chunks, lengths, strict=True):
+            self._pages.grow(chunk.sequence, length)
             self._lengths[chunk.sequence] = length
         return [results[i] for i in range(len(chunks))]
 
     def release(self, sequence: int) -> None:
         """See `Backend.release`."""
         self._length(sequence)
+        slot = self._slots[sequence]
+        for memory in (self._keys, self._values):  # the next one there must not see what may not be finite
+            memory[slot, :, :, : self._reach[slot] + 1] = 0
+        self._reach[slot] = 0
         del self._lengths[sequence], self._slots[sequence]
         self._pages.release(sequence)
 
@@ -224,15 +235,14 @@ class TorchCompiled:
         )
         return self._lengths[sequence]
 
-    def _add(self, handle: int, n_tokens: int) -> None:
-        """Give the sequence the lowest free slot, with more memory if there is none."""
+    def _free_slot(self) -> int:
+        """The lowest, with more memory if there is none."""
         slot = next(i for i in itertools.count() if i not in self._slots.values())
         if slot == len(self._keys):
-            more = self._memory(max(1, slot))
-            self._keys = torch.cat([self._keys, more])
-            self._values = torch.cat([self._values, torch.zeros_like(more)])
+            keys, values = (torch.cat([m, self._memory(max(1, slot))]) for m in (self._keys, self._values))
+            self._keys, self._values = keys, values  # both or none
             self._captured.clear()  # they know the old addresses
-        self._slots[handle], self._lengths[handle] = slot, n_tokens
+        return slot
 
     def _memory(self, n_slots: int) -> Tensor:
         """Zeros, not whatever was there: what is masked must still be finite."""

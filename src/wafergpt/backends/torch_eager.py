@@ -54,9 +54,9 @@ class TorchEager:
 
     def open(self) -> int:
         """See `Backend.open`."""
-        handle = next(self._handles)
-        self._sequences[handle] = self._new_cache()
+        handle, cache = next(self._handles), self._new_cache()
         self._pages.open(handle)
+        self._sequences[handle] = cache
         return handle
 
     def fork(self, sequence: int, n_tokens: int) -> int:
@@ -66,12 +66,13 @@ class TorchEager:
             0 <= n_tokens <= origin.length,
             f"{origin.length} tokens are held, {n_tokens} cannot be taken over",
         )
-        handle = next(self._handles)
-        self._pages.fork(sequence, handle, n_tokens)
-        self._sequences[handle] = cache = self._new_cache()
+        self._pages.check(int(n_tokens % _PAGE_TOKENS > 0))
+        handle, cache = next(self._handles), self._new_cache()
         cache.keys[:, :, :, :n_tokens] = origin.keys[:, :, :, :n_tokens]
         cache.values[:, :, :, :n_tokens] = origin.values[:, :, :, :n_tokens]
         cache.advance(n_tokens, None)
+        self._pages.fork(sequence, handle, n_tokens)
+        self._sequences[handle] = cache
         return handle
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
@@ -83,9 +84,16 @@ class TorchEager:
         self._pages.check(
             sum(self._pages.n_needed(c.sequence, n) for c, n in zip(chunks, lengths, strict=True))
         )
+        held = [cache.length for cache in caches]
+        try:
+            results = [self._run(c, cache, i) for c, cache, i in zip(chunks, caches, ids, strict=True)]
+        except BaseException:
+            for cache, length in zip(caches, held, strict=True):
+                cache.length = length
+            raise
         for chunk, length in zip(chunks, lengths, strict=True):
             self._pages.grow(chunk.sequence, length)
-        return [self._run(c, cache, i) for c, cache, i in zip(chunks, caches, ids, strict=True)]
+        return results
 
     def release(self, sequence: int) -> None:
         """See `Backend.release`."""
