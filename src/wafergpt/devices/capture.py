@@ -105,13 +105,14 @@ class Capture(TorchDispatchMode):
         self._depth += 1
         self.overhead_ns += perf_counter_ns() - began
 
-    def _after_module(self, module: nn.Module, args: Any, kwargs: Any, _: Any) -> None:
+    def _after_module(self, module: nn.Module, args: Any, *rest: Any) -> None:
+        """`rest` is (kwargs, result), but (result,) after an error in the module."""
         began = perf_counter_ns()
         if not self._is_here():
             return
         self._depth = max(0, self._depth - 1)  # a region may begin inside a module
-        if self._depth == 0 and next(module.parameters(), None) is not None:
-            rows, n_tokens = rows_and_tokens((*args, *kwargs.values()))
+        if self._depth == 0 and len(rest) == 2 and next(module.parameters(), None) is not None:
+            rows, n_tokens = rows_and_tokens((*args, *rest[0].values()))
             self.records.add_call(id(module), type(module).__name__, rows, n_tokens)
         self.overhead_ns += perf_counter_ns() - began
 

@@ -77,7 +77,7 @@ ELEMENTWISE = _names(
     bitwise_right_shift bitwise_xor ceil clamp clamp_max clamp_min clip copysign cos cosh div elu elu_backward
     eq erf erfc exp exp2 expm1 exponential eye fill floor floor_divide fmax fmin fmod frac full full_like ge
     glu glu_backward gt hardsigmoid hardsigmoid_backward hardswish hardswish_backward hardtanh
-    hardtanh_backward heaviside huber_loss_backward isfinite isinf isnan isneginf isposinf leaky_relu
+    hardtanh_backward heaviside huber_loss_backward isfinite isin isinf isnan isneginf isposinf leaky_relu
     leaky_relu_backward le lerp linspace log log10 log1p log2 log_sigmoid_backward log_sigmoid_forward
     logaddexp logical_and logical_not logical_or logical_xor lt masked_fill max_pool2d_with_indices maximum
     minimum mish mish_backward mse_loss_backward mul nan_to_num native_dropout native_dropout_backward ne neg

@@ -25,7 +25,7 @@ class Weight:
 
     name: str
     n_elements: int
-    storage: Any
+    storage: Any = field(repr=False)
 
 
 @dataclass

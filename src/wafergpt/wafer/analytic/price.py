@@ -150,7 +150,8 @@ def price(
     )
     costs = _Costs(arch, execution, systems, release, workload)
     parts = dict.fromkeys(("compute", "weight_streaming", "fabric", "reduction", "host"), 0.0)
-    rows, unmapped, n_flops = [], [], 0.0
+    rows: dict[tuple[str, ...], OpCost] = {}
+    unmapped, n_flops = [], 0.0
     for op in workload.ops:
         spent = {name: cycles * op.count for name, cycles in costs.of(op).items()}
         for name, cycles in spent.items():
@@ -161,7 +162,7 @@ def price(
             unmapped.append(
                 Unmapped(name=op.name, shapes=op.shapes, count=op.count, host_s=total / arch.clock_hz)
             )
-        rows.append(_row(op, total))
+        _add_row(rows, op, total)
     cycles = sum(parts.values())
     modelled_s = cycles / arch.clock_hz
     fits, reason, sram = _memory(workload, arch, execution, systems)
@@ -186,7 +187,7 @@ def price(
         description=workload.description,
         unmapped=tuple(unmapped),
         assumptions=_assumptions(arch),
-        per_op=tuple(rows),
+        per_op=tuple(rows.values()),
     )
 
 
@@ -195,14 +196,20 @@ def _vocabulary(workload: PricedWorkload) -> int:
     return max((op.n for op in workload.ops if str(op.kind) == "cross_entropy"), default=0)
 
 
-def _row(op: PricedOp, cycles: float) -> OpCost:
-    return OpCost(
+def _add_row(rows: dict[tuple[str, ...], OpCost], op: PricedOp, cycles: float) -> None:
+    """Operators that differ in their weights alone share a row."""
+    key = (op.name, str(op.kind), op.phase, op.shapes)
+    count, n_flops = op.count, op.n_flops * op.count
+    if key in rows:
+        before = rows[key]
+        count, n_flops, cycles = count + before.count, n_flops + before.n_flops, cycles + before.cycles
+    rows[key] = OpCost(
         name=op.name,
         kind=str(op.kind),
         phase=op.phase,
         shapes=op.shapes,
-        count=op.count,
-        n_flops=op.n_flops * op.count,
+        count=count,
+        n_flops=n_flops,
         cycles=cycles,
     )
 
