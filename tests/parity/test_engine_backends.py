@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from native_lab import config, needs_library, stored_model
+from native_lab import CONFIGS, config, needs_library, stored_model
+from wafergpt.backends.backend import Backend
 from wafergpt.backends.native_cpu import NativeCPU
-from wafergpt.backends.torch_compiled import TorchCompiled
+from wafergpt.backends.torch_compiled import TorchCompiled, forward
 from wafergpt.backends.torch_eager import TorchEager
+from wafergpt.checkpoints.stored_model import StoredModel
 from wafergpt.inference.engine import Engine
 from wafergpt.inference.request import (
     Generate,
@@ -26,6 +28,7 @@ from wafergpt.inference.request import (
     Terms,
 )
 from wafergpt.inference.scheduler import Limits
+from wafergpt.model.config import GPTConfig
 from wafergpt.model.gpt import GPT
 
 SHAPE = config()
@@ -36,8 +39,11 @@ def torch_engine(**options: Any) -> Engine:
     return Engine(TorchEager(GPT.from_stored(STORED), **options))
 
 
-def compiled_engine(**options: Any) -> Engine:
-    return Engine(TorchCompiled(GPT.from_stored(STORED), **options))
+def compiled_backend(stored: StoredModel, *, really: bool, **options: Any) -> TorchCompiled:
+    """`really`: what it computes goes through torch.compile, which takes seconds for every shape."""
+    backend = TorchCompiled(GPT.from_stored(stored), **options)
+    backend._decode = backend._decode if really else forward
+    return backend
 
 
 def native_engine(precision: str = "f32", limits: Limits | None = None, **options: Any) -> Engine:
@@ -79,16 +85,87 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+REALLY = pytest.mark.parametrize("really", [False, pytest.param(True, marks=pytest.mark.long)])
+
+
 @needs_library
-def test_the_same_greedy_tokens_on_every_backend() -> None:
+@REALLY
+def test_the_same_greedy_tokens_on_every_backend(really: bool) -> None:
     config_ = SamplingConfig(temperature=0, max_new_tokens=24)
     random = np.random.default_rng(1)
     requests: list[Request] = [
         Generate(prompt_ids=tuple(random.integers(0, SHAPE.vocab_size, n).tolist()), sampling=config_)
         for n in (1, 3, 31, 32, 33, 55)
     ]
-    found = [engine.run(requests) for engine in (torch_engine(), native_engine(), compiled_engine())]
+    compiled = Engine(compiled_backend(STORED, really=really))
+    found = [engine.run(requests) for engine in (torch_engine(), native_engine(), compiled)]
     assert found[0] == found[1] == found[2] and all(isinstance(result, Generated) for result in found[0])
+
+
+def greedy_mix(shape: GPTConfig) -> list[Request]:
+    """Shared salted beginnings, penalties, samples, beams, scores, hidden states; nothing is drawn."""
+    ids = np.random.default_rng(4).integers(0, shape.vocab_size, 60).tolist()
+    salted, plain = Terms(cache_salt=b"salt"), SamplingConfig(temperature=0, max_new_tokens=7)
+    changed = SamplingConfig(
+        temperature=0, max_new_tokens=9, min_new_tokens=3, repetition_penalty=1.3, logit_bias={3: 2.0}
+    )
+    return [
+        *(Generate(prompt_ids=(*ids[:40], i), sampling=plain, n_top=2, terms=salted) for i in range(3)),
+        Generate(prompt_ids=tuple(ids[:3]), sampling=changed, n=2),
+        Score(token_ids=tuple(ids[:50]), n_context=20, terms=salted),
+        Generate(prompt_ids=tuple(ids[5:30]), sampling=plain, n_beams=3, n=2),
+        Hidden(token_ids=tuple(ids[:45]), last_only=False, terms=salted),
+        Generate(prompt_ids=tuple(ids), sampling=changed, n_prompt_top=1, terms=Terms(priority=3)),
+    ]
+
+
+def figures(result: Any) -> tuple[list[Any], list[float]]:
+    """What must be equal, and what may differ in the order of float32 sums."""
+    if isinstance(result, HiddenStates):
+        return [result.states.shape], result.states.ravel().tolist()
+    if isinstance(result, Scored):
+        return [], [score.log_probability for score in result.scores]
+    assert isinstance(result, Generated), result
+    scores = [score for sample in result.samples for score in sample.scores] + list(result.prompt_scores)
+    return [(s.token_ids, s.finish_reason) for s in result.samples], [s.log_probability for s in scores]
+
+
+@needs_library
+@REALLY
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_mixed_batch_on_every_backend(name: str, really: bool) -> None:
+    """In little memory and small steps, twice: muP and tanh GELU, pieces of prompts beside decodes, reuse."""
+    shape, n_run = CONFIGS[name], []
+    stored, found = stored_model(shape), []
+    native = NativeCPU.from_stored(stored, precision="f32", n_threads=1, n_pages=8)
+    backends: list[Backend] = [
+        TorchEager(GPT.from_stored(stored), n_pages=15),
+        compiled_backend(stored, really=really, n_pages=15),
+        native,
+    ]
+    for backend in backends:
+        engine, run = Engine(backend, limits=Limits(step_tokens=24, max_sequences=6)), backend.run
+        n_positions = [0]
+
+        def counted(chunks: Any, run: Any = run, n_positions: list[int] = n_positions) -> Any:
+            n_positions[0] += sum(len(chunk.token_ids) for chunk in chunks)
+            return run(chunks)
+
+        setattr(backend, "run", counted)  # noqa: B010
+        results = engine.run(greedy_mix(shape))
+        for _ in range(2):
+            n_positions[0] = 0
+            again = engine.run(greedy_mix(shape)[:1])
+            assert figures(again[0])[0] == figures(results[0])[0]
+        n_run.append(n_positions[0])
+        found.append([figures(result) for result in results])
+        engine.close()
+        assert engine.scheduler.n_pages_free == backend.capacity.n_pages
+    assert all(n < 41 + 6 for n in n_run), "the whole prompt was run again"
+    for others in found[1:]:
+        for (equal, close), (equal_, close_) in zip(found[0], others, strict=True):
+            assert equal == equal_
+            np.testing.assert_allclose(close, close_, atol=1e-3)
 
 
 @needs_library

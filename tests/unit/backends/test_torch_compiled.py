@@ -74,30 +74,66 @@ def play(backend: Backend, seed: int, n_steps: int = 60) -> list[np.ndarray]:
 def test_rows_are_the_eager_ones(config: GPTConfig) -> None:
     """float32 sums in another order: some 1e-6 on rows of order 1. Slots are used again, windows fill up."""
     model = GPT(config)
-    for seed in range(6):
-        expected, found = play(TorchEager(model), seed), play(uncompiled(model), seed)
+    for seed in range(4):
+        expected, found = play(TorchEager(model), seed, 40), play(uncompiled(model), seed, 40)
         assert len(expected) == len(found) > 20
         for a, b in zip(expected, found, strict=True):
             assert a.shape == b.shape and b.dtype == np.float32
             np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_compiled_steps_are_the_same_in_few_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+def n_compiled() -> int:
+    """Graphs that torch has compiled since the counters were cleared."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> tuple[GPT, TorchCompiled]:
+    """Really compiled; a graph for every 8, 16 and more keys."""
     monkeypatch.setattr(torch_compiled, "_FEWEST_KEYS", 8)
-    model = GPT(MUP)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    backend = TorchCompiled(model)
+    model = GPT(MUP)
+    return model, TorchCompiled(model)
+
+
+def test_compiled_steps_are_the_same_in_few_graphs(compiled: tuple[GPT, TorchCompiled]) -> None:
+    """One sequence up to 7 positions, then two beyond 8: a graph for each, met once."""
+    model, backend = compiled
+    eager = TorchEager(model)
+    first, second = (backend.open(), eager.open()), (backend.open(), eager.open())
+
+    def step(*chunks: tuple[tuple[int, int], list[int]]) -> None:
+        found, expected = (
+            b.run([Chunk(sequence=s[i], token_ids=ids, want_hidden=True) for s, ids in chunks])
+            for i, b in enumerate((backend, eager))
+        )
+        for a, e in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a.logits, e.logits, atol=1e-4)
+            np.testing.assert_allclose(a.hidden, e.hidden, atol=1e-4)
+
+    for token_id in range(3):
+        step((first, [token_id]))
+    step((second, [7] * 9))
+    for token_id in range(3):
+        step((second, [token_id]), (first, [5]))
+    step((second, [8]))
+    assert n_compiled() == backend.n_graphs == 2
+
+
+@pytest.mark.long
+def test_a_life_of_compiled_steps_is_the_same_in_few_graphs(compiled: tuple[GPT, TorchCompiled]) -> None:
+    model, backend = compiled
     for seed in range(2):
         for a, b in zip(play(TorchEager(model), seed, 30), play(backend, seed, 30), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == backend.n_graphs <= 12
+    assert n_compiled() == backend.n_graphs <= 12
     sequence = backend.open()
     for _ in range(2):
         backend.run([Chunk(sequence=sequence, token_ids=[5])])
         known = backend.n_graphs
     backend.run([Chunk(sequence=sequence, token_ids=[6])])
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == backend.n_graphs == known
+    assert n_compiled() == backend.n_graphs == known
 
 
 def test_an_idle_slot_that_wrote_where_others_look_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
