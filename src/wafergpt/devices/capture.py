@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cache
 from time import perf_counter_ns
 from typing import Any
 
@@ -67,7 +68,9 @@ class Capture(TorchDispatchMode):
             register_module_forward_hook(self._after_module, with_kwargs=True, always_call=True),
         ):
             self._outside.callback(handle.remove)
-        self._outside.enter_context(watch.watched(lambda library: Library(library, self._around_native)))
+        self._outside.enter_context(
+            watch.watched(cache(lambda library: Library(library, self._around_native)))
+        )
         if self.form is not None:
             self._outside.enter_context(watch.torch_only())
         self.__enter__()  # type: ignore[no-untyped-call]
@@ -171,7 +174,7 @@ class Capture(TorchDispatchMode):
 
     def _around_native(self, call: NativeCall, run: Callable[[], Any]) -> Any:
         came = perf_counter_ns()
-        weights = [w for p in call.pointers if (w := self.memory.addresses.get(p)) is not None]
+        weights = [w for p in call.pointers if (w := self.memory.weight_at(p)) is not None]
         word = self.memory.word_bytes
         phase = call.phase or self._phase((), ())
         began = perf_counter_ns()

@@ -46,7 +46,9 @@ class Memory:
     word_bytes: int
     weights: dict[int, Weight] = field(default_factory=dict)
     names: dict[int, tuple[str, Any]] = field(default_factory=dict)
-    addresses: dict[int, Weight] = field(default_factory=dict)  # data pointer -> weight, for native kernels
+    addresses: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # data pointer -> parameter, for native kernels
     alive: dict[int, _Alive] = field(default_factory=dict)
     activation_bytes: float = 0.0
     activation_bytes_peak: float = 0.0
@@ -65,6 +67,7 @@ class Memory:
             storage = storage_of(parameter)
             if storage is not None:
                 self.names.setdefault(storage._cdata, (name, storage))
+                self.addresses[parameter.data_ptr()] = parameter
 
     def weight(self, x: Tensor) -> Weight | None:
         """The parameter that x is, views, or was copied from; any other leaf that asks for a gradient too."""
@@ -81,9 +84,13 @@ class Memory:
             self._drop(key)
             name = self.names[key][0] if is_named else f"parameter {len(self.weights)}"
             self.weights[key] = Weight(name, storage.nbytes() // max(x.element_size(), 1), storage)
-            self.addresses[storage.data_ptr()] = self.weights[key]
             return self.weights[key]
         return None
+
+    def weight_at(self, address: int) -> Weight | None:
+        """The named parameter whose data begins at `address`."""
+        parameter = self.addresses.get(address)
+        return None if parameter is None else self.weight(parameter)
 
     def phase_of(self, x: Tensor) -> str | None:
         """The phase in which x was made, if in this region."""
