@@ -17,6 +17,7 @@ from wafergpt.devices.operators import KIND_OF, SPECIAL, base_name, is_mapped
 from wafergpt.kernels import build
 from wafergpt.model.config import FlopsConvention
 from wafergpt.ops import dispatch
+from wafergpt.wafer.analytic.price import price
 from wafergpt.wafer.workload import Op, OpKind, TransformerShape, Workload, describe_transformer
 
 N_TOKENS = lab.ROWS * lab.SMALL.max_seq_len
@@ -93,6 +94,14 @@ def test_a_captured_step_is_the_described_one(name: str) -> None:
     assert len(matrices) == 5  # four of a layer, and the head
     in_products = {n for op in found.select(OpKind.MATMUL) for n in op.weight_names if not n.endswith("bias")}
     assert len(in_products) == 4 * lab.SMALL.n_layers + 1
+
+
+def test_a_captured_step_costs_what_the_described_one_does() -> None:
+    """The same products stream the same weights; the rest differs by a few cycles per small operator."""
+    found, expected = price(captured("ours, logits")), price(described())
+    streamed = "weight_streaming"
+    assert found.breakdown_cycles[streamed] == pytest.approx(expected.breakdown_cycles[streamed], rel=1e-3)
+    assert found.cycles == pytest.approx(expected.cycles, rel=0.01)
 
 
 def test_cerebras_count_of_a_step() -> None:

@@ -226,9 +226,9 @@ def _memory(
     per_system = max(1, -(-workload.n_rows_at_once // systems))
     per_sample = workload.activation_bytes_peak / max(workload.n_rows_at_once, 1)
     has_backward = any(op.phase != "forward" for op in workload.ops)
-    state = (
-        8.0 if has_backward else 1.0
-    )  # 16-bit weights; training adds gradient, 32-bit copy and two moments
+    # 16 bytes per parameter in training: weight, gradient, two moments, and a 32-bit copy beside a 16-bit weight
+    trained = 4.0 if workload.dtype == "fp32" else 8.0
+    state = trained if has_backward else 1.0
     resident = workload.parameters_bytes * state if execution == "resident" else 0.0
     room -= resident
     micro = max(1, min(per_system, int(room / max(per_sample, 1.0)))) if room > 0 else 1
