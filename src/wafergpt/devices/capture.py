@@ -140,7 +140,7 @@ class Capture(TorchDispatchMode):
             )
         form = None if is_view or phase == "optimizer" else self.form
         ids = {id(x) for x in written}
-        if form is not None:
+        if form is not None and name not in rounding.MOVES:
             args = rounding.round_inputs(tuple(args), form, self.memory, ids)
             kwargs = rounding.round_inputs(kwargs, form, self.memory, ids)
         began = perf_counter_ns()

@@ -50,13 +50,33 @@ class Format:
             return x.clone()
         if self.torch_dtype is not None and (x.dtype != torch.float64 or self.name == "fp32"):  # rounds once
             return x.to(self.torch_dtype, copy=True).to(x.dtype)
-        wide = x.double()  # holds every number of the format, and the sums below, exactly
+        if x.dtype == torch.float64:
+            return self._round_float64(x)
+        return self._round_float32(x.float()).to(x.dtype)
+
+    def _round_float64(self, wide: Tensor) -> Tensor:
+        """By the spacing of the format's numbers around each element: holds for every exponent of float64."""
         grid = _spacing(wide, self.mantissa_bits, 1 - self.bias)
         rounded = torch.round(wide / grid) * grid  # ties to even; a power of two divides exactly
-        rounded = torch.where(
-            rounded.abs() > self.largest, torch.copysign(wide.new_tensor(torch.inf), wide), rounded
-        )
-        return torch.where(wide.isfinite(), rounded, wide).to(x.dtype)
+        return self._with_infinities(rounded, wide)
+
+    def _round_float32(self, x: Tensor) -> Tensor:
+        """The same by float32's bits, for formats narrower than it in every part: a third of the time."""
+        dropped = 23 - self.mantissa_bits
+        bits = x.view(torch.int32)
+        up = (
+            (bits >> dropped).bitwise_and_(1).add_((1 << (dropped - 1)) - 1)
+        )  # half a unit, ties by the last bit
+        normal = up.add_(bits).bitwise_and_(-1 << dropped).view(torch.float32)
+        smallest_normal = 2.0 ** (1 - self.bias)
+        shift = 1.5 * self.smallest * 2.0**23  # adding it leaves no bits below the smallest subnormal
+        subnormal = torch.copysign((x + shift) - shift, x)
+        return self._with_infinities(torch.where(x.abs() < smallest_normal, subnormal, normal), x)
+
+    def _with_infinities(self, rounded: Tensor, x: Tensor) -> Tensor:
+        infinite = torch.copysign(x.new_tensor(torch.inf), x)
+        bounded = torch.where(rounded.abs() > self.largest, infinite, rounded)
+        return torch.where(x.isnan(), x, bounded)
 
 
 def _spacing(x: Tensor, mantissa_bits: int, smallest_exponent: int) -> Tensor:

@@ -30,6 +30,9 @@ ONLY_FIRST = frozenset(
     }
 )
 
+# They only move values, so rounding what comes out is enough: a look-up need not round its whole table.
+MOVES = frozenset({"embedding", "index_select", "index", "gather", "clone", "cat", "stack", "_to_copy"})
+
 
 def round_inputs(arguments: Any, form: Format, memory: Memory, written: set[int]) -> Any:
     """The arguments with every real tensor in the format, but for those written to (by id)."""

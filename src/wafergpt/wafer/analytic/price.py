@@ -226,7 +226,7 @@ def _memory(
     per_system = max(1, -(-workload.n_rows_at_once // systems))
     per_sample = workload.activation_bytes_peak / max(workload.n_rows_at_once, 1)
     has_backward = any(op.phase != "forward" for op in workload.ops)
-    # 16 bytes per parameter in training: weight, gradient, two moments, and a 32-bit copy beside a 16-bit weight
+    # training: weight, gradient, two moments, beside a 16-bit weight a 32-bit copy: 16 bytes in any format
     trained = 4.0 if workload.dtype == "fp32" else 8.0
     state = trained if has_backward else 1.0
     resident = workload.parameters_bytes * state if execution == "resident" else 0.0
