@@ -102,10 +102,6 @@ class Engine:
         """End a request before the next step; without effect on one that has ended."""
         self._inbox.append(lambda: self._fail(request_id, FailureKind.CANCELLED, "the request was cancelled"))
 
-    def stop_sample(self, request_id: int, sample: int) -> None:
-        """End one sample before the next step, as a stop text in it asks; without effect if it has ended."""
-        self._inbox.append(lambda: self._stop(request_id, sample))
-
     def step(self) -> list[Event]:
         """One step over whatever is most due; the events of requests that `submit` queued.
 
@@ -224,12 +220,6 @@ class Engine:
         self._jobs[request_id] = job
         job.start()
 
-    def _stop(self, request_id: int, sample: int) -> None:
-        job = self._jobs.get(request_id)
-        if isinstance(job, SampleJob):
-            job.stop(sample)
-            self._finish_if_done(job)
-
     def _expire(self) -> None:
         if self._deadlines:
             now = self._clock()
@@ -261,7 +251,9 @@ class Engine:
                 assert found is not None, "the backend gave no rows"
                 rows = found[-item.n_rows :]
             new_tokens: list[NewToken] = job.take(item, rows)
-        except Exception as error:  # a mask is the caller's code; non-finite logits are this request's alone
+        except (
+            Exception
+        ) as error:  # mask and watch are the caller's code; non-finite logits are this request's alone
             self._fail(job.request_id, FailureKind.ERROR, _named(error), error)
             return
         self._emit(new_tokens)

@@ -139,6 +139,7 @@ class SampleJob:
             Sampler(config, request.prompt_ids, sample=i, ending_ids=ending_ids(request), mask=request.mask)
             for i in range(request.n_samples)
         ]
+        self._watches = [request.watch() if request.watch else None for _ in self._samplers]
         self._wants_scores = request.best_of is not None or request.n_top is not None
         self._scores: list[list[TokenScore]] = [[] for _ in self._samplers]
         self._prompt_scores = PromptScores(request)
@@ -172,11 +173,6 @@ class SampleJob:
             return [self._advance(number, rows[-1]) for number in list(self._tracks)]
         return [self._advance(track.rank[2], rows[-1])]
 
-    def stop(self, number: int) -> None:
-        """End a sample that goes on, as a stop text does."""
-        if number in self._tracks and self._samplers[number].new_ids:
-            self._end(number, FinishReason.STOP)
-
     def give_up(self, *, keep: bool) -> None:
         for track in self._tracks.values():
             self._scheduler.end(track, keep=keep)
@@ -189,7 +185,9 @@ class SampleJob:
         if score is not None:
             self._scores[number].append(score)
         n_new = len(sampler.new_ids)
-        reason = ending(request, token_id)
+        reason, watch = ending(request, token_id), self._watches[number]
+        if reason is None and watch is not None and watch(token_id):
+            reason = FinishReason.STOP
         if reason is None and n_new == min(self._room, request.sampling.max_new_tokens):
             reason = FinishReason.LENGTH
         if reason is None:

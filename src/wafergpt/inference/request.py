@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 
 from wafergpt.config import require, require_finite
 from wafergpt.inference.sampling import Mask, SamplingConfig
+
+# Made anew for each sample, then told every token of it that does not end it anyway: True ends it here.
+Watch = Callable[[], Callable[[int], bool]]
 
 MAX_SAMPLES = 128
 MAX_BEAMS = 64
@@ -74,6 +78,7 @@ class Generate:
     n_top: int | None = None  # log-probabilities of new tokens and the n likeliest; None: not computed
     n_prompt_top: int | None = None  # the same of the prompt's tokens after the first
     mask: Mask | None = None
+    watch: Watch | None = None  # for stop texts: it reads what the tokens say
     terms: Terms = field(default_factory=Terms)
 
     def __post_init__(self) -> None:
@@ -96,6 +101,9 @@ class Generate:
             require(best_of is None, "best_of and n_beams exclude each other")
             require(self.n <= self.n_beams, f"n = {self.n} is more than n_beams = {self.n_beams}")
             require(not self.sampling.stop, "beam search knows stop tokens, not stop texts")
+            require(
+                self.watch is None, "beam search cannot be watched: its beams are rewritten until the end"
+            )
             require(self.n_top is None, "beam search does not list log-probabilities of tokens")
         else:
             require(self.length_penalty == 1, "length_penalty belongs to beam search")

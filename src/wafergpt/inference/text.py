@@ -8,7 +8,7 @@ says so (`FinishReason.LENGTH` with `window_full`). Nothing is ever cut from the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from wafergpt.backends.backend import Backend
@@ -112,8 +112,23 @@ def request_of(
         sampling=config,
         end_of_text_id=tokenizer.end_of_text_id,
         n_choices=tokenizer.vocab_size,
+        watch=(lambda: _watch(tokenizer, config)) if config.stop else None,
         terms=Terms() if terms is None else terms,
     )
+
+
+def _watch(tokenizer: Tokenizer, config: SamplingConfig) -> Callable[[int], bool]:
+    """Says of each token whether a stop text is complete with it, in the step that chose it.
+
+    Whoever reads the events may be steps behind, so that it could not end the sample in time.
+    """
+    text = TextOfSample(tokenizer, config)
+
+    def stops(token_id: int) -> bool:
+        text.push(token_id)
+        return text.stopped
+
+    return stops
 
 
 class TextOfSample:
@@ -165,8 +180,6 @@ def _pieces(engine: Engine, request: Generate, text: TextOfSample) -> Iterator[P
     for event in engine.stream(request):
         if isinstance(event, NewToken):
             yield text.push(event.token_id)
-            if text.stopped:
-                engine.stop_sample(event.request_id, 0)
         else:
             sample = _generated(event.result).samples[0]
             yield text.finish(sample.finish_reason, sample.window_full)
@@ -235,8 +248,6 @@ def _all_samples(
             key = event.request_id, event.sample
             text = texts.setdefault(key, TextOfSample(tokenizer, of[event.request_id].sampling))
             text.push(event.token_id)
-            if text.stopped:
-                engine.stop_sample(*key)
     found = []
     for number, prompt in zip(subscription.request_ids, prompts, strict=True):
         generations = []

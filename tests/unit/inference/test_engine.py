@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -259,22 +260,26 @@ def test_leaving_a_stream_early_frees_its_memory() -> None:
     assert not backend.tokens and not found.has_work
 
 
-def test_a_stopped_sample_ends_and_the_others_go_on() -> None:
+def test_a_watched_sample_ends_and_the_others_go_on() -> None:
+    """Each has a watch of its own, which may end it with any token or fail its request."""
     found, backend = engine()
-    config = SamplingConfig(seed=1, max_new_tokens=6)
-    request = found.submit(Generate(prompt_ids=(1, 2), sampling=config, n=2))
-    found.step()
-    found.stop_sample(request, 0)
-    found.stop_sample(request, 7)
-    events = []
-    while found.has_work:
-        events += found.step()
-    result = events[-1].result
-    assert [(len(s.token_ids), s.finish_reason) for s in result.samples] == [
-        (1, FinishReason.STOP),
-        (6, FinishReason.LENGTH),
+    config, lengths = SamplingConfig(seed=1, max_new_tokens=6), iter((2, 9, 2, 9))
+
+    def watch() -> Callable[[int], bool]:
+        left = [None] * next(lengths)
+        return lambda _: left.pop() is None and not left
+
+    request = Generate(prompt_ids=(1, 2), sampling=config, n=2, watch=watch)
+    failing = replace(request, watch=lambda: lambda _: bool(1 // 0))
+    first, failed, second = found.run([request, failing, request])
+    assert isinstance(first, Generated) and first == second
+    assert isinstance(failed, Failed) and "ZeroDivisionError" in failed.message
+    ends = [(s.token_ids, s.finish_reason) for s in first.samples]
+    assert ends == [
+        (tuple(by_hand((1, 2), config)[:2]), FinishReason.STOP),
+        (tuple(by_hand((1, 2), config, 1)), FinishReason.LENGTH),
     ]
-    assert list(result.samples[1].token_ids) == by_hand((1, 2), config, 1) and not backend.tokens
+    assert not backend.tokens
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from inference_lab import plain_generate, plain_stream
+from inference_lab import HashBackend, plain_generate, plain_stream
 from wafergpt.backends.torch_eager import TorchEager
 from wafergpt.errors import ConfigError, NonFiniteError, WaferGPTError
 from wafergpt.inference.engine import Engine
-from wafergpt.inference.request import FinishReason, Generate
+from wafergpt.inference.request import FinishReason, Generate, Generated
 from wafergpt.inference.sampling import SamplingConfig
-from wafergpt.inference.text import generate, generate_all, stream
+from wafergpt.inference.text import TextOfSample, generate, generate_all, request_of, stream
 from wafergpt.model.config import GPTConfig
 from wafergpt.model.gpt import GPT
 from wafergpt.tokenizer.bpe import Tokenizer
@@ -94,3 +96,40 @@ def test_the_mask_sees_what_the_engine_chose(backend: TorchEager) -> None:
     request = Generate(prompt_ids=(1,), n_choices=257, mask=lambda _: allowed)
     result = Engine(backend).run([request])[0]
     assert set(result.samples[0].token_ids) <= {97, 98}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("n_others", [0, 1, 7])
+def test_a_slow_reader_sees_nothing_behind_a_stop_text(n_others: int) -> None:
+    """Others move the engine on while it reads: the sample ends in the step that completes the stop text."""
+    backend = HashBackend(vocab_size=260)
+    free = plain_generate(backend, BYTES, "ab", SamplingConfig(seed=1, max_new_tokens=20))
+    at = free.text.index(".b")
+    assert 3 < at < 15
+    for stop in ((".b",), (".b4", "zz"), (".",), (free.text[at + 1], free.text[at:])):
+        config = SamplingConfig(seed=1, max_new_tokens=20, stop=stop)
+        expected = list(plain_stream(backend, BYTES, "ab", config))
+        engine, pieces = Engine(backend), []
+        for piece in stream(engine, BYTES, "ab", config):
+            pieces.append(piece)
+            other = Generate(prompt_ids=(1,), sampling=SamplingConfig(seed=1, max_new_tokens=5))
+            engine.run([other] * n_others)
+        assert pieces == expected and pieces[-1].finish_reason is FinishReason.STOP
+        assert not engine.has_work
+
+
+def test_best_of_weighs_no_token_behind_a_stop_text() -> None:
+    """The tokens of a sample, and so its mean log-probability, end with the stop text."""
+    backend = HashBackend(vocab_size=260)
+    config = SamplingConfig(seed=1, max_new_tokens=20, stop=("a", "e", "i", "o", "\ufffd"))
+    engine = Engine(backend)
+    request = replace(request_of(engine, BYTES, "ab", config), n=5, best_of=5)
+    [result] = engine.run([request])
+    assert isinstance(result, Generated)
+    for sample in result.samples:
+        text = TextOfSample(BYTES, config)
+        for token_id in sample.token_ids:
+            assert not text.stopped
+            text.push(token_id)
+        assert text.stopped == (sample.finish_reason is FinishReason.STOP)
+    means = [s.total_log_probability / len(s.token_ids) for s in result.samples]
+    assert means == sorted(means, reverse=True) and len({len(s.token_ids) for s in result.samples}) > 1
