@@ -140,6 +140,16 @@ def test_integers_and_the_given_tensor_stay() -> None:
     assert x.item() == 1.0 + 2.0**-20
 
 
+@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_shape_strides_and_type_stay(name: str, dtype: torch.dtype) -> None:
+    for shape in ((0, 3), (), (4, 5, 7_000)):
+        x = torch.ones(shape, dtype=dtype).transpose(0, -1) if shape else torch.ones((), dtype=dtype)
+        found = FORMATS[name].round(x)
+        assert (found.shape, found.dtype) == (x.shape, x.dtype)
+        assert not x.numel() or found.stride() == x.stride()
+
+
 def test_the_oracle_tells_formats_apart() -> None:
     """Planted: ties away from zero, truncation, or a mantissa bit more are all seen."""
     form = FORMATS["cb16"]

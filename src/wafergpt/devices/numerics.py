@@ -52,7 +52,10 @@ class Format:
             return x.to(self.torch_dtype, copy=True).to(x.dtype)
         if x.dtype == torch.float64:
             return self._round_float64(x)
-        return self._round_float32(x.float()).to(x.dtype)
+        with torch.no_grad():  # rounding has no gradient of its own
+            narrow = x.float().contiguous()
+            blocks = [self._round_float32(block) for block in narrow.view(-1).split(_BLOCK)]
+            return torch.empty_like(x).copy_(torch.cat(blocks).view(narrow.shape))  # x's strides
 
     def _round_float64(self, wide: Tensor) -> Tensor:
         """By the spacing of the format's numbers around each element: holds for every exponent of float64."""
@@ -77,6 +80,9 @@ class Format:
         infinite = torch.copysign(x.new_tensor(torch.inf), x)
         bounded = torch.where(rounded.abs() > self.largest, infinite, rounded)
         return torch.where(x.isnan(), x, bounded)
+
+
+_BLOCK = 1 << 14  # elements rounded together: they stay in a core's cache, and no thread waits for another
 
 
 def _spacing(x: Tensor, mantissa_bits: int, smallest_exponent: int) -> Tensor:
