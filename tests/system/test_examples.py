@@ -12,7 +12,6 @@ import pytest
 
 from wafergpt.assets.fetch import fetch
 from wafergpt.errors import AssetError
-from wafergpt.model.config import GPTConfig
 from wafergpt.tokenizer.bpe import Tokenizer
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -111,11 +110,3 @@ def test_a_training_step_under_the_wafer(arguments: tuple[str, ...], tmp_path: P
     assert "forward, backward, optimizer" in lines[1]
     assert any(line.startswith("host, measured: ") for line in lines)
     assert not any("on the host, no mapping" in line for line in lines)
-
-
-def test_a_wafer_too_small_is_refused_with_numbers(tmp_path: Path) -> None:
-    done = run("wafer_train_step.py", tmp_path, "--arch", "4x4", "--execution", "resident")
-    assert done.returncode == 1
-    n_parameters = GPTConfig(d_model=128, n_layers=4, n_heads=4, vocab_size=4096, max_seq_len=128).n_params
-    assert f"{n_parameters:,} parameters" in done.stderr and "16 x 48.0 KiB" in done.stderr
-    assert "Warning" not in done.stderr
