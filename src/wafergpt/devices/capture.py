@@ -24,7 +24,7 @@ from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wafergpt.devices import rounding
-from wafergpt.devices.errors import UnmappedOperatorError
+from wafergpt.devices.errors import DeviceError, UnmappedOperatorError
 from wafergpt.devices.native_calls import Library, NativeCall
 from wafergpt.devices.numerics import Format
 from wafergpt.devices.operators import VIEWS, Call, base_name, is_mapped, tensors
@@ -61,32 +61,41 @@ class Capture(TorchDispatchMode):
 
     def begin(self) -> None:
         """Start to watch this thread."""
-        for handle in (
-            register_optimizer_step_pre_hook(self._before_step),
-            register_optimizer_step_post_hook(self._after_step),
-            register_module_forward_pre_hook(self._before_module),
-            register_module_forward_hook(self._after_module, with_kwargs=True, always_call=True),
-        ):
-            self._outside.callback(handle.remove)
-        self._outside.enter_context(
-            watch.watched(cache(lambda library: Library(library, self._around_native)))
-        )
-        if self.form is not None:
-            self._outside.enter_context(watch.torch_only())
-        self.__enter__()  # type: ignore[no-untyped-call]
+        with self._outside:  # what has been set up is undone if the rest fails
+            for handle in (
+                register_optimizer_step_pre_hook(self._before_step),
+                register_optimizer_step_post_hook(self._after_step),
+                register_module_forward_pre_hook(self._before_module),
+                register_module_forward_hook(self._after_module, with_kwargs=True, always_call=True),
+            ):
+                self._outside.callback(handle.remove)
+            library_of = cache(lambda library: Library(library, self._around_native))
+            self._outside.enter_context(watch.watched(library_of))
+            if self.form is not None:
+                self._outside.enter_context(watch.torch_only())
+            self._outside.callback(self._leave)
+            self.__enter__()  # type: ignore[no-untyped-call]
+            self._outside = self._outside.pop_all()
 
     def end(self) -> None:
-        """Stop to watch, also when other modes were entered since and not left yet; they stay."""
-        above = []
-        while (mode := _python_dispatch._get_current_dispatch_mode()) is not None and mode is not self:
-            above.append(_python_dispatch._pop_mode())
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        for mode in reversed(above):
-            _python_dispatch._push_mode(mode)
+        """Stop to watch and count up."""
         self._outside.close()
         self.records.n_parameters = self.memory.n_parameters
         self.records.activation_bytes_peak = self.memory.activation_bytes_peak
         self.memory.close()
+
+    def _leave(self) -> None:
+        """Take this mode off the stack, also when others were entered since and not left yet; they stay."""
+        above = []
+        while (mode := _python_dispatch._get_current_dispatch_mode()) is not None and mode is not self:
+            above.append(_python_dispatch._pop_mode())
+        try:
+            if mode is None:
+                raise DeviceError("start() was called inside a dispatch mode that ended before stop()")
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        finally:
+            for other in reversed(above):
+                _python_dispatch._push_mode(other)
 
     def _is_here(self) -> bool:
         return threading.get_ident() == self.thread

@@ -283,6 +283,20 @@ def test_a_mode_entered_inside_survives_stop() -> None:
     assert any(row.name == "aten::add" for row in report.per_op)
 
 
+def test_a_start_inside_a_mode_that_has_ended_is_told() -> None:
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            return func(*args, **(kwargs or {}))
+
+    wafer, mode = WSE2(), Mode()
+    with mode:
+        wafer.start()
+    with pytest.raises(DeviceError, match="inside a dispatch mode that ended"):
+        wafer.stop()
+    assert _python_dispatch._get_current_dispatch_mode() is mode  # PyTorch took ours off in its place
+    _python_dispatch._pop_mode()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
