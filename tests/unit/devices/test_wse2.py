@@ -139,6 +139,47 @@ def test_a_step_of_ordinary_models_needs_no_host(name: str) -> None:
     assert report.unmapped == ()
 
 
+def _recurrent() -> torch.Tensor:
+    torch.manual_seed(0)
+    model = nn.LSTM(8, 16, batch_first=True)
+    model(torch.ones(2, 5, 8))[0].sum().backward()
+    assert model.weight_hh_l0.grad is not None
+    return model.weight_hh_l0.grad
+
+
+def _twice_differentiated() -> torch.Tensor:
+    weight = torch.linspace(-1, 1, 16).view(4, 4).requires_grad_()
+    (once,) = torch.autograd.grad((torch.ones(2, 4) @ weight).pow(3).sum(), weight, create_graph=True)
+    return torch.autograd.grad(once.square().sum(), weight)[0]
+
+
+def _sparse() -> torch.Tensor:
+    torch.manual_seed(0)
+    table = nn.Embedding(10, 4, sparse=True)
+    table(torch.arange(3)).sum().backward()
+    torch.optim.SparseAdam(table.parameters()).step()
+    return table.weight.detach()
+
+
+ELSE: dict[str, Callable[[], torch.Tensor]] = {
+    "recurrent": _recurrent,
+    "twice differentiated": _twice_differentiated,
+    "sparse gradients": _sparse,
+    "torch.func": lambda: torch.func.grad(lambda w: (torch.ones(3, 4) @ w).square().sum())(torch.ones(4, 2)),
+    "vmap": lambda: torch.func.vmap(torch.tanh)(torch.linspace(-1, 1, 12).view(3, 4)),
+    "einsum": lambda: torch.einsum("bij,bjk->bi", torch.ones(2, 3, 4), torch.ones(2, 4, 5)),
+    "data dependent": lambda: torch.topk(torch.arange(9.0), 2).values,
+}
+
+
+@pytest.mark.parametrize("name", ELSE)
+def test_any_other_code_is_the_same_bits(name: str) -> None:
+    plain = ELSE[name]()
+    with WSE2():
+        under = ELSE[name]()
+    assert torch.equal(plain, under)
+
+
 def test_order_of_calls() -> None:
     wafer, other = WSE2(), WSE2()
     with pytest.raises(DeviceError, match="no report yet"):
