@@ -79,7 +79,8 @@ ELEMENTWISE = _names(
     glu glu_backward gt hardsigmoid hardsigmoid_backward hardswish hardswish_backward hardtanh
     hardtanh_backward heaviside huber_loss_backward isfinite isin isinf isnan isneginf isposinf leaky_relu
     leaky_relu_backward le lerp linspace log log10 log1p log2 log_sigmoid_backward log_sigmoid_forward
-    logaddexp logical_and logical_not logical_or logical_xor lt masked_fill max_pool2d_with_indices max_pool2d_with_indices_backward maximum
+    logaddexp logical_and logical_not logical_or logical_xor lt masked_fill maximum max_pool2d_with_indices
+    max_pool2d_with_indices_backward
     minimum mish mish_backward mse_loss_backward mul nan_to_num native_dropout native_dropout_backward ne neg
     new_full new_ones new_zeros normal ones ones_like pow rand rand_like randint randint_like randn randn_like
     reciprocal relu relu6 remainder round rsqrt rsub scalar_tensor selu sgn sigmoid sigmoid_backward sign
