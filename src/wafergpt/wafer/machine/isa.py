@@ -20,6 +20,7 @@ N_PORTS = 5  # NORTH, EAST, SOUTH, WEST, RAMP
 RAMP = 4
 CORE_QUEUE = 5  # the queue between router and core, beside the five of the router
 N_QUEUES = 6
+SPAN_WORDS = 4  # of a recorded span: start, end, tag, pc
 
 
 class Word(IntEnum):

@@ -17,6 +17,7 @@ from wafergpt.wafer.machine.queues import Index, Mask, Queues, mix
 from wafergpt.wafer.machine.reference_router import Routers
 from wafergpt.wafer.machine.reference_scalar import Scalars
 from wafergpt.wafer.machine.reference_vector import Vectors
+from wafergpt.wafer.machine.spans import SpanKind, record
 from wafergpt.wafer.machine.state import State
 
 _LAUNCH, _SCALAR, _STEP = 1, 2, 3
@@ -167,3 +168,4 @@ class ReferenceEngine:
         state.main_ready[pe] = cycle + 1 + image.timing.task_launch_cycles
         state.busy_until[pe] = cycle + 1
         state.busy_cycles[pe] += 1
+        record(state, pe, cycle, np.ones(len(pe), np.int64), SpanKind.LAUNCH | task << 8, state.pc[pe])

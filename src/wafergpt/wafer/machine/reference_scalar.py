@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from wafergpt.wafer.machine.alu import alu, bits_to_half, condition, half_to_bits, int_alu
 from wafergpt.wafer.machine.image import Image
 from wafergpt.wafer.machine.isa import Alu, Cond, Fault, Field, Int, Op, Type, Word
-from wafergpt.wafer.machine.queues import Index
+from wafergpt.wafer.machine.queues import Index, Mask
 from wafergpt.wafer.machine.reference_vector import Raise, Vectors
+from wafergpt.wafer.machine.spans import SpanKind, record
 from wafergpt.wafer.machine.state import State
 
 Code = NDArray[np.int32]  # [n, WORDS]
@@ -36,15 +37,19 @@ class Scalars:
             cost[here] = self._one(Op(int(value)), pe[here], pc[here], cycle)
         state.busy_until[pe] = cycle + cost
         state.busy_cycles[pe] += cost
-        self._first_step(pe[(op == Op.VECTOR) & (cost > 0)], pc[(op == Op.VECTOR) & (cost > 0)], cycle)
+        stepped = self._first_step(pe, pc, (op == Op.VECTOR) & (cost > 0), cycle)
+        tag = np.where(state.pc[pe] < 0, int(SpanKind.END), int(SpanKind.SCALAR))
+        record(state, pe[~stepped], cycle, cost[~stepped], tag[~stepped], pc[~stepped])
 
-    def _first_step(self, pe: Index, pc: Index, cycle: int) -> None:
-        """A vector instruction takes its first step in the cycle in which it is issued, if it can."""
-        thread = self._image.code[pc, Word.THREAD].astype(np.int64)
-        can = self._vectors.ready(pe, self._state.slots[pe, thread], cycle)
-        pe, thread = pe[can], thread[can]
-        self._state.busy_cycles[pe] -= 1
-        self._vectors.step(pe, thread, cycle)
+    def _first_step(self, pe: Index, pc: Index, issued: Mask, cycle: int) -> Mask:
+        """A vector instruction takes its first step in the cycle in which it is issued, if it can: where."""
+        stepped = issued.copy()
+        thread = self._image.code[pc[issued], Word.THREAD].astype(np.int64)
+        can = self._vectors.ready(pe[issued], self._state.slots[pe[issued], thread], cycle)
+        stepped[issued] = can
+        self._state.busy_cycles[pe[stepped]] -= 1
+        self._vectors.step(pe[stepped], thread[can], cycle)
+        return stepped
 
     def _a_or_imm(self, pe: Index, code: Code) -> NDArray[np.int32]:
         return self._or_imm(pe, code, Word.A)

@@ -16,6 +16,7 @@ from wafergpt.wafer.machine.alu import alu, as_bits, as_float, bits_to_half, hal
 from wafergpt.wafer.machine.image import Image
 from wafergpt.wafer.machine.isa import Alu, Fault, Field, Kind, Type, Word
 from wafergpt.wafer.machine.queues import Index, Mask, Queues, Words
+from wafergpt.wafer.machine.spans import SpanKind, record
 from wafergpt.wafer.machine.state import State
 
 Slots = NDArray[np.int32]
@@ -224,6 +225,8 @@ class Vectors:
         slot[:, isa.SLOT_I] = np.where(works, i + count, i)
         state.busy_until[pe[alive]] = (cycle + cost)[alive]
         state.busy_cycles[pe[alive]] += cost[alive]
+        tag = SpanKind.STEP | thread << 4 | slot[:, isa.SLOT_OP].astype(np.int64) << 8
+        record(state, pe[alive], cycle, cost[alive], tag[alive], slot[alive, isa.SLOT_PC])
         ended = alive & (slot[:, isa.SLOT_I] >= slot[:, isa.SLOT_N])
         for place, sets in ((isa.SLOT_ACTIVATE, True), (isa.SLOT_UNBLOCK, False)):
             told = np.flatnonzero(ended & (slot[:, place] >= 0))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wafergpt.wafer.machine import native
+from wafergpt.wafer.machine import native, spans
 from wafergpt.wafer.machine.blocked import blocked_pes
 from wafergpt.wafer.machine.errors import (
     DeadlockError,
@@ -70,14 +71,27 @@ class Machine:
         reason = native.available() if engine != "numpy" else "not wanted"
         if engine == "native" and reason:
             raise MachineError(f"no native engine: {reason}")
-        self._engine: native.NativeEngine | ReferenceEngine
-        if reason:
-            self._engine = ReferenceEngine(self.image, self.state, check=check)
-        else:
-            self._engine = native.NativeEngine(
-                self.image, self.state, order=visit, threads=threads, check=check
-            )
+        self._is_native = not reason
+        self._order, self._threads, self._check = visit, threads, check
+        self._engine = self._new_engine()
         self.engine_name = self._engine.name
+
+    def _new_engine(self) -> native.NativeEngine | ReferenceEngine:
+        if not self._is_native:
+            return ReferenceEngine(self.image, self.state, check=self._check)
+        return native.NativeEngine(
+            self.image, self.state, order=self._order, threads=self._threads, check=self._check
+        )
+
+    def record(self, pes: Sequence[tuple[int, int]], *, capacity: int = 1 << 16) -> None:
+        """Record what the cores of these PEs (x, y) do from now on, at most `capacity` spans each; what was
+        recorded before is forgotten. No PEs: record nothing."""
+        spans.make_room(self.state, self.image.width, pes, capacity)
+        self._engine = self._new_engine()
+
+    def recorded(self) -> list[spans.Spans]:
+        """What was recorded since `record`, one entry for each of its PEs."""
+        return spans.recorded(self.state, self.image.width)
 
     # Host copies -----------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from wafergpt.wafer.machine.image import Image
 
 _SCALAR_FIELDS = (
     *("width", "height", "n_colors", "mem_bytes", "n_code", "n_dsd", "ring", "link_depth", "core_depth"),
-    *("up_depth", "ramp_cycles", "launch_cycles", "div_cycles", "check"),
+    *("up_depth", "ramp_cycles", "launch_cycles", "div_cycles", "check", "span_capacity"),
 )
 
 
@@ -46,6 +46,9 @@ class State:
     link_wavelets: NDArray[np.int64]  # [P, N_PORTS]
     fault: NDArray[np.int64]  # [5]: kind, PE, pc, detail, lock
     clock: NDArray[np.int64]  # [4]: cycle, skipped, after the last event, cycles in which nothing moved
+    span_slot: NDArray[np.int32]  # [P]: row of `spans`, -1: not recorded
+    spans: NDArray[np.int32]  # [recorded, capacity, SPAN_WORDS], see `spans.py`
+    n_spans: NDArray[np.int64]  # [recorded]: those that found no room count too
 
     def in_flight(self) -> int:
         """Wavelets in the fabric's queues."""
@@ -82,6 +85,9 @@ def new_state(image: Image) -> State:
         link_wavelets=np.zeros((n, isa.N_PORTS), np.int64),
         fault=np.zeros(5, np.int64),
         clock=np.zeros(4, np.int64),
+        span_slot=np.full(n, -1, np.int32),
+        spans=np.zeros((0, 0, isa.SPAN_WORDS), np.int32),
+        n_spans=np.zeros(0, np.int64),
     )
 
 
@@ -117,7 +123,7 @@ def native_struct(
     values = (
         *(image.width, image.height, len(image.color_names), image.mem_bytes, len(image.code)),
         *(image.dsd.shape[1], ring_entries(image), timing.link_depth, timing.core_depth, timing.up_depth),
-        *(timing.ramp_cycles, timing.task_launch_cycles, timing.div_cycles, int(check)),
+        *(timing.ramp_cycles, timing.task_launch_cycles, timing.div_cycles, int(check), state.spans.shape[1]),
     )
     program = [getattr(image, name) for name in PROGRAM_FIELDS]
     arrays = [alu, *program, order, *(getattr(state, field.name) for field in fields(State))]

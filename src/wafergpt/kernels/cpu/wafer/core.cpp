@@ -45,6 +45,7 @@ void launch(const Machine& m, int64_t pe, int task, int32_t cycle) {
     m.main_ready[pe] = cycle + 1 + m.launch_cycles;
     m.busy_until[pe] = cycle + 1;
     m.busy_cycles[pe]++;
+    record(m, pe, cycle, 1, SPAN_LAUNCH | task << 8, m.pc[pe]);
 }
 
 // Memory access of LOAD and STORE; false after a fault.
@@ -174,10 +175,12 @@ void act(const Machine& m, Watch* watch, int64_t pe, int thread, int task, int32
         launch(m, pe, task, cycle);
     } else {
         mix(m.trace[pe], (event | EVENT_SCALAR) ^ pc);
+        const int32_t at = m.pc[pe];
         const int64_t cost = scalar(m, watch, pe, cycle);
         if (cost == kCharged) return;
         m.busy_until[pe] = cycle + cost;
         m.busy_cycles[pe] += cost;
+        record(m, pe, cycle, cost, m.pc[pe] < 0 ? SPAN_END : SPAN_SCALAR, at);
     }
 }
 

@@ -10,7 +10,7 @@ namespace wafergpt::wafer {
 struct Machine {
     // Shape, all int64.
     int64_t width, height, n_colors, mem_bytes, n_code, n_dsd, ring, link_depth, core_depth, up_depth;
-    int64_t ramp_cycles, launch_cycles, div_cycles, check;
+    int64_t ramp_cycles, launch_cycles, div_cycles, check, span_capacity;
     const int64_t* alu_cycles;  // [N_ALU]
     // Program.
     const int32_t* code;         // [n_code][kWords]
@@ -49,7 +49,38 @@ struct Machine {
     int64_t* link_wavelets; // [P][kPorts]: wavelets that left through the port
     int64_t* fault;         // [5]: kind, PE, pc, detail, lock
     int64_t* clock;         // [4]: cycle, skipped cycles, cycle of the last event, cycles in which nothing moved
+    int32_t* span_slot;     // [P]: row of `spans`, -1: not recorded
+    int32_t* spans;         // [recorded][span_capacity][kSpanWords]: start, end, kind | thread << 4 | mode or task << 8, pc
+    int64_t* n_spans;       // [recorded]: those that found no room count too
 };
+
+enum SpanKind { SPAN_LAUNCH = 1, SPAN_SCALAR = 2, SPAN_STEP = 3, SPAN_END = 4 };
+constexpr int kSpanWords = 4;
+
+// Record busy cycles of a core (`spans.py` says what a span is); one that goes on is made longer.
+inline void record(const Machine& m, int64_t pe, int32_t cycle, int64_t cost, int32_t tag, int32_t pc) {
+    if (m.span_capacity == 0 || m.span_slot[pe] < 0 || cost <= 0) return;
+    const int64_t slot = m.span_slot[pe];
+    int64_t& n = m.n_spans[slot];
+    int32_t* row = m.spans + slot * m.span_capacity * kSpanWords;
+    const int kind = tag & 15;
+    if (n > 0 && n <= m.span_capacity) {
+        int32_t* last = row + (n - 1) * kSpanWords;
+        const bool goes_on = kind == SPAN_SCALAR || (kind == SPAN_STEP && last[3] == pc);
+        if (goes_on && last[1] == cycle && last[2] == tag) {
+            last[1] = cycle + static_cast<int32_t>(cost);
+            return;
+        }
+    }
+    if (n < m.span_capacity) {
+        int32_t* next = row + n * kSpanWords;
+        next[0] = cycle;
+        next[1] = cycle + static_cast<int32_t>(cost);
+        next[2] = tag;
+        next[3] = pc;
+    }
+    n++;
+}
 
 inline void mix(uint64_t& hash, uint64_t event) {
     hash = (hash ^ event) * 0x9E3779B97F4A7C15ull;

@@ -294,6 +294,7 @@ void vector_step(const Machine& m, Watch* watch, int64_t pe, int thread, int32_t
     }
     m.busy_until[pe] = cycle + cost;
     m.busy_cycles[pe] += cost;
+    record(m, pe, cycle, cost, SPAN_STEP | thread << 4 | mode << 8, slot[SLOT_PC]);
     if (slot[SLOT_I] >= slot[SLOT_N]) {
         if (slot[SLOT_ACTIVATE] >= 0) m.active[pe] |= 1u << slot[SLOT_ACTIVATE];
         if (slot[SLOT_UNBLOCK] >= 0) m.blocked[pe] &= ~(1u << slot[SLOT_UNBLOCK]);
