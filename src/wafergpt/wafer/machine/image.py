@@ -43,6 +43,7 @@ class Image:
     n_positions: Bytes  # [P, C]
     ring_mode: Bytes  # [P, C]
     ramp_use: Bytes  # [P, C]
+    phases: tuple[str, ...] = ()  # per instruction, "": none; for the timeline
 
     @property
     def n_pes(self) -> int:

@@ -122,6 +122,7 @@ class Program:
             mem_bytes=max(16, *(each.data_bytes + -each.data_bytes % 16 for each in roles)) if roles else 16,
             code=code,
             dsd=dsd,
+            phases=tuple(phase for each in roles for phase in each.phases),
             **_tasks(roles, starts, role),
             **self._route_arrays(roles, role),
         )

@@ -51,6 +51,8 @@ class Scalars:
     def __init__(self, name: str) -> None:
         self.name = name
         self.words: list[list[int]] = []
+        self.phase = ""  # what the instructions written from now on are part of, for the timeline
+        self.phases: list[str] = []
         self.tasks: dict[str, Task] = {}
         self.entries: dict[str, int] = {}
         self._free = list(range(13, _ARGUMENT, -1))
@@ -100,6 +102,7 @@ class Scalars:
         for place, value in given.items():
             word[place] = int(value)
         self.words.append(word)
+        self.phases.append(self.phase)
         return len(self.words) - 1
 
     def li(self, dst: Reg, value: float | int) -> None:

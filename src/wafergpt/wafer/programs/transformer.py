@@ -133,14 +133,17 @@ class _Model:
     def _step(self, position: Reg) -> None:
         """One token through all layers; the next one is written behind it, unless the prompt goes on."""
         code, shape = self.code, self.shape
+        code.phase = "embedding"
         for part in (self.norms, self.c_attn, self.attn_out, self.c_fc, self.ffn_out):
             part.rewind()
         with code.regs(1) as (token,):
             code.load(token, self.tokens, position)
             self.embedding.emit(self.h, token, position, shape.embedding_multiplier)
+        code.phase = "attention"
         self.attention.begin(position)
         with code.loop(shape.n_layers) as layer:
             self._layer(layer)
+        code.phase = "head"
         with code.regs(1) as (last,):
             code.load(last, self.n_prompt)
             code.isub(last, last, 1)
@@ -153,13 +156,17 @@ class _Model:
 
     def _layer(self, layer: Reg) -> None:
         code = self.code
+        code.phase = "layer norm"
         self.norms.emit(self.normed, self.h)
+        code.phase = "attention"
         self.c_attn.emit(self.qkv, self.normed, to_first=True)
         self.rows.spread(self.qkv[: self.attended.length], self.query_lane)
         self.attention.emit(self.attended, self.qkv, layer)
         self.attn_out.emit(self.delta, self.attended)
         code.add(self.h, self.h, self.delta)
+        code.phase = "layer norm"
         self.norms.emit(self.normed, self.h)
+        code.phase = "ffn"
         self.c_fc.emit(self.hidden, self.normed)
         emit_gelu(code, self.hidden, self.scratch, self.shape.gelu)
         self.ffn_out.emit(self.delta, self.hidden)
