@@ -38,7 +38,10 @@ class Assumption:
 
 @dataclass(frozen=True, kw_only=True)
 class OpCost:
-    """One row: all operators of one name, kind, phase and shape. `cycles` is 0 for what the host ran."""
+    """One row: all operators of one name, kind, phase and shape. `cycles` is 0 for what the host ran.
+
+    `n_bytes`: read and written by all of them; `weight_bytes`: of them, those of parameters.
+    """
 
     name: str
     kind: str
@@ -47,6 +50,8 @@ class OpCost:
     count: int
     n_flops: float
     cycles: float
+    n_bytes: float = 0.0
+    weight_bytes: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -200,9 +200,11 @@ def _add_row(rows: dict[tuple[str, ...], OpCost], op: PricedOp, cycles: float) -
     """Operators that differ in their weights alone share a row."""
     key = (op.name, str(op.kind), op.phase, op.shapes)
     count, n_flops = op.count, op.n_flops * op.count
+    n_bytes, weight_bytes = (op.in_bytes + op.out_bytes) * op.count, op.weight_bytes * op.count
     if key in rows:
         before = rows[key]
         count, n_flops, cycles = count + before.count, n_flops + before.n_flops, cycles + before.cycles
+        n_bytes, weight_bytes = n_bytes + before.n_bytes, weight_bytes + before.weight_bytes
     rows[key] = OpCost(
         name=op.name,
         kind=str(op.kind),
@@ -211,6 +213,8 @@ def _add_row(rows: dict[tuple[str, ...], OpCost], op: PricedOp, cycles: float) -
         count=count,
         n_flops=n_flops,
         cycles=cycles,
+        n_bytes=n_bytes,
+        weight_bytes=weight_bytes,
     )
 
 

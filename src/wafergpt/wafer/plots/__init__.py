@@ -1,0 +1,1 @@
+"""Figures of the wafer (matplotlib, the `plots` extra)."""

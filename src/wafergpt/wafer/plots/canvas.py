@@ -1,0 +1,44 @@
+"""What all figures share: size, colours that colour-blind readers can tell apart, the way to PNG bytes."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from wafergpt.errors import MissingDependencyError
+
+try:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise MissingDependencyError(
+        "the wafer's figures need matplotlib: pip install 'wafergpt[plots]'"
+    ) from error
+
+WIDTH_PX, DPI = 1000, 125
+# Okabe and Ito's set, without its yellow, which is hard to see on white.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#7F7F7F", "#000000")
+SHADES = "cividis"  # even in lightness, made for colour-blind readers
+
+
+def new_figure(height_px: int = 560, title: str = "") -> Figure:
+    """An empty figure of `WIDTH_PX` by `height_px`."""
+    figure = Figure(figsize=(WIDTH_PX / DPI, height_px / DPI), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file's bytes: the same ones every time."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    return picture.getvalue()
+
+
+def outline_mesh(axes: Any, width: int, height: int) -> None:
+    """Axes of a mesh of PEs: (0, 0) in the north-west, squares, whole numbers."""
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xlabel="PE x", ylabel="PE y")
+    axes.set_aspect("equal")
+    axes.locator_params(integer=True)
