@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
+from snippets import blocks
+from source_tree import ROOT
 from wafer_pages import DOCS, TABLES, timing_table, with_tables
 
 from wafergpt.wafer.analytic.parameters import value
@@ -46,3 +50,9 @@ def test_the_formula_shows_the_fitted_parameters() -> None:
     text = (DOCS / "wafer_modes.md").read_text(encoding="utf-8")
     for name, scale in (("layer_exposed_s", 1e3), ("layer_delivery_s", 1e3), ("training_share_of_peak", 1)):
         assert f" {value(name) * scale:g} " in text or f"({value(name):g} " in text, name
+
+
+def test_the_sums_take_the_cycles_that_the_page_shows() -> None:
+    found = {block.info: block.code for block in blocks(DOCS / "wafer.md", ROOT)}  # the last of each kind
+    command = [sys.executable, "-c", found["python run"]]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == found["text"]
