@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-EXTRAS := plots,data,hub,modelzoo,gguf,engines,tensorboard,test
+EXTRAS := plots,data,hub,modelzoo,gguf,tasks,engines,tensorboard,test
 # Two pytest workers share two cores, so each computes with one thread (tests that need more say so).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 

@@ -44,7 +44,7 @@ RULES: dict[str, Rule] = {
     "model.family": _free(2, "model.config"),
     "model.mup": _free(2, "model.config"),
     "ops": _torch(2, "kernels"),
-    "tasks": _free(2, "tokenizer"),
+    "tasks": _free(2, "tokenizer", third_party=("numpy", "sacrebleu")),
     "recipes": _free(3, *_MODEL_SHAPE),
     "hdf5": _free(1, third_party=("numpy", "h5py")),
     "data.hdf5": _free(3, "data", "hdf5", "tokenizer", third_party=("numpy", "h5py")),

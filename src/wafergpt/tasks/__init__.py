@@ -1,0 +1,1 @@
+"""What a model can be taught: examples to tokens and loss mask, answers, scores (no torch)."""

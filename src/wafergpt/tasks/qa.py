@@ -1,0 +1,183 @@
+"""Questions about a passage: the answer is a stretch of it (extractive), or written (generative)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from wafergpt.config import require
+from wafergpt.errors import DataError, shown
+from wafergpt.tasks import metrics
+from wafergpt.tasks.calibration import softmax
+from wafergpt.tasks.classification import head_logits
+from wafergpt.tasks.task import (
+    EMPTY,
+    TOO_LONG,
+    Answer,
+    Decoding,
+    Encoded,
+    Model,
+    Objective,
+    Record,
+    Unfit,
+    asked_and_told,
+    check_room,
+    check_template,
+    fill,
+    squeezed,
+    start,
+    text_of,
+    write_answers,
+)
+from wafergpt.tokenizer.bpe import Tokenizer
+
+
+class Method(StrEnum):
+    """How an answer is found."""
+
+    EXTRACTIVE = "extractive"
+    GENERATIVE = "generative"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionAnswering:
+    """Fields `question`, `context` and `answers` (SQuAD's form, a text, or a list of texts).
+
+    The confidence is the probability of the stretch among all of the passage (extractive), or the geometric
+    mean of the tokens' probabilities (generative).
+    """
+
+    method: Method = Method.EXTRACTIVE
+    template: str = "{context}\nQuestion: {question}\nAnswer:"  # generative
+    max_answer_tokens: int = 30  # extractive: longest stretch
+
+    name = "qa"
+    asked = ("question", "context")
+    answered = ("answers",)
+    decoding = Decoding(max_new_tokens=48)
+
+    def __post_init__(self) -> None:
+        check_template(self.template, ["context", "question"])
+        require(self.max_answer_tokens >= 1, f"max_answer_tokens = {self.max_answer_tokens} must be positive")
+
+    @property
+    def objective(self) -> Objective:
+        """A head learns stretches; else the answer is learned token by token."""
+        return Objective.SPAN if self.method is Method.EXTRACTIVE else Objective.TOKENS
+
+    def learn_from(self, records: Sequence[Record]) -> QuestionAnswering:
+        """As it is."""
+        return self
+
+    def key(self, record: Record) -> str:
+        """Passage and question."""
+        return squeezed(f"{record.get('context') or ''} {record.get('question') or ''}")
+
+    def target(self, record: Record) -> str:
+        """The first answer."""
+        return answers_of(record)[0][0]
+
+    def question(self, record: Record) -> Record:
+        """As it is."""
+        return record
+
+    def encode(self, record: Record, tokenizer: Tokenizer, window: int) -> list[Encoded]:
+        """Question, passage and where the answer is in it; or passage, question and the answer."""
+        found = answers_of(record)
+        if self.method is Method.GENERATIVE:
+            told = [*tokenizer.encode(" " + found[0][0].strip()), tokenizer.end_of_text_id]
+            return [asked_and_told(self._prompt(record, tokenizer), told, window)]
+        ids, first = self._passage(record, tokenizer)
+        if len(ids) > window:
+            raise Unfit(TOO_LONG)
+        context = text_of(record, "context")
+        text, begin = next(((t, at) for t, at in found if at is not None), (found[0][0], None))
+        if begin is None or context[begin : begin + len(text)] != text:
+            begin = context.find(text)
+        if begin < 0:
+            raise Unfit("with an answer that is not in the passage")
+        low = len(context[:begin].encode())
+        high = low + len(text.encode()) - 1
+        ends = np.cumsum([len(tokenizer.token_bytes(i)) for i in ids[first:]])  # of each token, in bytes
+        where = [first + int(np.searchsorted(ends, byte, side="right")) for byte in (low, high)]
+        return [Encoded(ids=tuple(ids), span=(where[0], where[1], first))]
+
+    def _prompt(self, record: Record, tokenizer: Tokenizer) -> list[int]:
+        values = {name: text_of(record, name).strip() for name in self.asked}
+        return start(tokenizer, fill(self.template, values))
+
+    def _passage(self, record: Record, tokenizer: Tokenizer) -> tuple[list[int], int]:
+        """The question first, since a token sees only what is before it; and where the passage starts."""
+        asked = start(tokenizer, f"Question: {text_of(record, 'question').strip()}\n")
+        return asked + tokenizer.encode(text_of(record, "context")), len(asked)
+
+    def answer(self, model: Model, records: Sequence[Record], decoding: Decoding) -> list[Answer]:
+        """An answer to each question."""
+        if self.method is Method.GENERATIVE:
+            prompts = [self._prompt(record, model.tokenizer) for record in records]
+            for prompt in prompts:
+                check_room(prompt, model.window, "a passage with its question")
+            return write_answers(model, [tuple(prompt) for prompt in prompts], decoding)
+        rows = [self._passage(record, model.tokenizer) for record in records]
+        for ids, _ in rows:
+            require(
+                len(ids) <= model.window,
+                f"a passage with its question has {len(ids)} tokens, more than the context window of"
+                f" {model.window}; shorten the passage",
+            )
+        hidden = model.hidden([tuple(ids) for ids, _ in rows], last_only=False)
+        return [
+            self._stretch(model.tokenizer, ids[first:], head_logits(model, states[first:]))
+            for (ids, first), states in zip(rows, hidden, strict=True)
+        ]
+
+    def _stretch(self, tokenizer: Tokenizer, ids: list[int], logits: np.ndarray) -> Answer:
+        """The likeliest stretch of a passage; logits [T, 2] of being its first and its last token."""
+        p = softmax(logits.T)  # [2, T]
+        together = np.triu(p[0][:, None] * p[1][None, :])  # [first, last]
+        together = np.tril(together, self.max_answer_tokens - 1)
+        first, last = np.unravel_index(int(together.argmax()), together.shape)
+        before = tokenizer.decode(ids[:first])
+        raw = tokenizer.decode(ids[first : last + 1])
+        text = raw.strip()
+        begin = len(before) + len(raw) - len(raw.lstrip())
+        best = float(together[first, last])
+        return Answer(text=text, confidence=best, details={"start": begin, "end": begin + len(text)})
+
+    def score(self, answers: Sequence[Answer], records: Sequence[Record]) -> dict[str, float]:
+        """Exact match and F1, SQuAD's."""
+        require(len(answers) == len(records) > 0, "there is nothing to score")
+        wanted = [[text for text, _ in answers_of(record)] for record in records]
+        pairs = list(zip((answer.text for answer in answers), wanted, strict=True))
+        return {
+            "exact_match": sum(metrics.exact_match(*pair) for pair in pairs) / len(pairs),
+            "f1": sum(metrics.word_f1(*pair) for pair in pairs) / len(pairs),
+        }
+
+
+def answers_of(record: Record) -> list[tuple[str, int | None]]:
+    """(text, where it starts in the passage, if that is told) of every answer. Raises Unfit, DataError."""
+    value: Any = record["answers"]
+    found: list[tuple[str, int | None]]
+    if value is None or isinstance(value, str):
+        found = [(value or "", None)]
+    elif isinstance(value, Mapping):
+        texts = value.get("text") or []
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        starts = value.get("answer_start")
+        starts = [starts] if isinstance(starts, int) else list(starts or [])
+        found = [(str(t), int(s)) for t, s in zip(texts, starts, strict=False)] or [
+            (str(t), None) for t in texts
+        ]
+    elif isinstance(value, Sequence):
+        found = [pair for item in value for pair in answers_of({"answers": item})]
+    else:
+        raise DataError(f"answers must be a text, a list or SQuAD's mapping, not {shown(value)}")
+    found = [pair for pair in found if pair[0].strip()]
+    if not found:
+        raise Unfit(EMPTY)
+    return found
