@@ -210,7 +210,7 @@ void attend(const Attention& a) {
         attend_some<Bfloat16, kRowsDense>(a);
 }
 
-const Kernels* table(const char* name) {
+[[maybe_unused]] const Kernels* table(const char* name) {
     static const Kernels kernels = {name, kRowsDense, layer_norm, row_bytes, encode, multiply, keep, attend};
     return &kernels;
 }

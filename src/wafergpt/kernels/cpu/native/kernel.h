@@ -103,7 +103,7 @@ struct Kernels {
 
 static inline constexpr int64_t attention_scratch(int64_t query_rows, int64_t max_seq_len, int64_t d_head) {
     const int64_t keys = round_up(max_seq_len, kPageTokens), d = head_padded(d_head);
-    return query_rows * (2 * keys + 2 * d + 64) + 64;
+    return query_rows * (2 * keys + 2 * d + 128) + 64;
 }
 
 const Kernels* kernels_scalar();
