@@ -162,6 +162,11 @@ class Code(Scalars):
             raise ProgramError(f"{mode.name} takes {isa.N_SOURCES[mode]} sources, not {len(sources)}")
         if not 0 <= thread < isa.N_THREADS:
             raise ProgramError(f"there is no microthread {thread}: 1..8, or 0 to wait for the result")
+        for source in sources:
+            if isinstance(dst, Array) and isinstance(source, Array) and source.length < dst.length:
+                raise ProgramError(
+                    f"'{source.name}' has {source.length} elements, '{dst.name}' takes {dst.length}"
+                )
         scalar = isinstance(dst, Reg) and not any(isinstance(s, (Array, Dsd)) for s in sources)
         constants: list[Reg] = []
         words = [self._operand(operand, constants) for operand in sources]

@@ -103,7 +103,8 @@ class Machine:
             if name in arrays
         ]
         if not homes:
-            raise ProgramError(f"no role has an array '{name}'")
+            known = ", ".join(dict.fromkeys(each for arrays in self.image.arrays for each in arrays))
+            raise ProgramError(f"no role has an array '{name}'; there are: {known or 'none'}")
         return homes
 
     def memcpy_h2d(self, name: str, values: ArrayLike) -> None:
@@ -161,7 +162,8 @@ class Machine:
             state.active[pes] |= np.uint32(1 << names[task])
             state.done_cycle[pes] = -1
         if not found:
-            raise ProgramError(f"no role has a local task '{task}'")
+            known = ", ".join(dict.fromkeys(each for names in image.task_names for each in names))
+            raise ProgramError(f"no role has a local task '{task}'; there are: {known or 'none'}")
         stop = self._engine.run(min(start + max_cycles, MAX_CYCLES))
         if stop == Stop.FAULT:
             raise self._fault()

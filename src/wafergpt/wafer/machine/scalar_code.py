@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,12 +38,16 @@ class Task:
 
 
 def bits_of(value: float | int) -> int:
-    """A constant as the int32 that holds it: an int as it is, a float as float32."""
-    if isinstance(value, int):
-        if not -(2**31) <= value < 2**32:
-            raise ProgramError(f"constant {value} does not fit 32 bits")
-        return value - 2**32 if value >= 2**31 else value
-    return int(struct.unpack("<i", struct.pack("<f", value))[0])
+    """A constant as the int32 that holds it: an int (NumPy's too) as it is, a float as float32."""
+    if hasattr(value, "__index__"):
+        whole = operator.index(value)
+        if not -(2**31) <= whole < 2**32:
+            raise ProgramError(f"constant {whole} does not fit 32 bits")
+        return whole - 2**32 if whole >= 2**31 else whole
+    try:
+        return int(struct.unpack("<i", struct.pack("<f", value))[0])
+    except (struct.error, OverflowError):
+        raise ProgramError(f"neither an operand nor a number of 32 bits: {value!r:.60}") from None
 
 
 class Scalars:
@@ -56,6 +61,7 @@ class Scalars:
         self.tasks: dict[str, Task] = {}
         self.entries: dict[str, int] = {}
         self._free = list(range(13, _ARGUMENT, -1))
+        self._writing = ""  # the task whose block is open
 
     # Registers -------------------------------------------------------------------------------------------
 
@@ -97,6 +103,8 @@ class Scalars:
 
     def emit(self, op: Op, **fields: int) -> int:
         """Append an instruction (mode, dst, a, b, c, imm, thread, activate, unblock); returns its place."""
+        if not self._writing:
+            raise ProgramError(f"role '{self.name}': an instruction outside of `with code.task(...)`")
         given = {isa.Word[name.upper()]: value for name, value in fields.items()}
         word = [int(op), 0, -1, -1, -1, -1, 0, 0, -1, -1]
         for place, value in given.items():
@@ -248,9 +256,13 @@ class Scalars:
         task = self.tasks.get(name) or self.declare(name, color=color, control=control, blocked=blocked)
         if name in self.entries:
             raise ProgramError(f"task '{name}' is written twice")
+        if self._writing:
+            raise ProgramError(f"task '{name}' is written within task '{self._writing}'")
         self.entries[name] = len(self.words)
+        self._writing = name
         yield task
         self.end()
+        self._writing = ""
 
     def activate(self, task: Task) -> None:
         """Let a local task run when the main thread is free."""
