@@ -43,8 +43,13 @@ VERBS: dict[str, Verb] = {
     "quantize": Verb(help="Pack a model in int8, int4 or bf16 for fast inference, and prove what it costs."),
     "verify": Verb(help="Compare two checkpoints, or engines running them, logit by logit."),
     "wafer": Verb(
-        help="Model a WSE-2: plan a run on it, predict published measurements.",
-        subverbs={"plan": "plan_run", "predict": "predict_rows"},
+        help="Model a WSE-2: plan a run, predict measurements, report with figures, simulate a mesh.",
+        subverbs={
+            "plan": "plan_run",
+            "predict": "predict_rows",
+            "report": "report_run",
+            "simulate": "simulate_run",
+        },
     ),
     "doctor": Verb(help="Say what this machine and installation have, and what is missing."),
 }

@@ -1,4 +1,4 @@
-"""`wafergpt wafer`: a WSE-2 in closed form: plan a run, predict measurements. Every figure is modelled."""
+"""`wafergpt wafer`: plan, predict, report, simulate on a WSE-2. Every figure is modelled."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from wafergpt.wafer.analytic.shape import Shape
+    from wafergpt.wafer.workload import TransformerShape
 
 
 def plan_run(
@@ -61,6 +62,108 @@ def predict_rows(
         print(f"{one.id}  {one.metric}  {figure} {one.unit}{cycles}")
     n_missing = sum(one.predicted is None for one in predictions)
     print(f"{out}: {len(predictions)} rows, {n_missing} without a prediction; every figure is modelled")
+
+
+def report_run(
+    run: Annotated[str, typer.Argument(help="A model as for `plan`, or a report saved as JSON.")],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")],
+    systems: Annotated[int, typer.Option(help="Systems that share the batch.")] = 1,
+    mode: Annotated[str, typer.Option(help="train, prefill or decode; one step of it.")] = "train",
+    execution: Annotated[
+        str | None,
+        typer.Option(help="streaming or resident weights.", show_default="streaming to train, else resident"),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Sequences over all systems.", show_default="the best to train, else one each"),
+    ] = None,
+    seq_len: Annotated[
+        int | None, typer.Option(help="Window or context.", show_default="the model's")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder to write the figures to as PNG, too.", show_default="none")
+    ] = None,
+) -> None:
+    """Write an HTML report of one modelled step on a WSE-2: numbers, figures, operators, assumptions."""
+    from wafergpt.wafer.html import report_page
+    from wafergpt.wafer.plots.pages import model_pictures, report_pictures, write
+    from wafergpt.wafer.report import Report
+
+    if run.endswith(".json"):
+        report = Report.from_json(_text(Path(run)))
+        shown = report_pictures(report)
+    else:
+        from wafergpt.wafer.analytic.plan import plan
+        from wafergpt.wafer.analytic.price import price
+        from wafergpt.wafer.workload import describe_transformer
+
+        title, shape, window = _shape(run)
+        window = window if seq_len is None else seq_len
+        answer = plan(title, shape, seq_len=window, systems=systems, batch=batch)
+        rows = batch or (answer.batch if mode == "train" else systems)
+        workload = describe_transformer(
+            _described(title, shape, window), batch=rows, seq_len=window, mode=mode
+        )
+        execution = execution or ("streaming" if mode == "train" else "resident")
+        report = price(workload, execution=execution, systems=systems)
+        shown = report_pictures(report) + model_pictures(title, shape, context=window, scaling=answer.scaling)
+    write(out, report_page(report, shown).encode())
+    if pictures is not None:
+        for one in shown:
+            write(pictures / f"{one.name}.png", one.png)
+    print("\n".join(line for line in report.lines() if not line.startswith(_EVIDENCE)))
+    print(f"report: {out}")
+
+
+def simulate_run(
+    out: Annotated[Path, typer.Option(help="Folder to write the report, figures and timeline to.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue; a token is a byte.")] = "The wafer",
+    tokens: Annotated[int, typer.Option(help="New tokens; 64 with the prompt's.")] = 8,
+) -> None:
+    """Run a tiny GPT (random weights) on 16 x 16 simulated PEs, cycle by cycle, and show what happened."""
+    from wafergpt.wafer.plots.pages import simulation_files, write
+    from wafergpt.wafer.simulation import simulate
+
+    run = simulate(prompt.encode(), tokens)
+    for name, data in simulation_files(run).items():
+        write(out / name, data)
+    print("\n".join(line for line in run.report.lines() if not line.startswith(_EVIDENCE)))
+    n_lost = sum(of_pe.n_lost for of_pe in run.recorded)
+    if n_lost:
+        print(f"note: the timeline lacks {n_lost:,} spans for which there was no room")
+    print(f"report: {out / 'report.html'}")
+    print(f"timeline: {out / 'trace.json'} (open it at ui.perfetto.dev; 1 us there is 1 cycle)")
+
+
+def _described(name: str, shape: Shape, window: int) -> TransformerShape:
+    """The same shape as a workload takes it."""
+    from wafergpt.wafer.workload import TransformerShape
+
+    return TransformerShape(
+        name=name,
+        n_layers=shape.n_layers,
+        d_model=shape.d_model,
+        n_heads=shape.n_heads,
+        n_kv_heads=shape.n_kv_heads,
+        d_ffn=shape.d_ffn,
+        vocab_size=shape.vocab,
+        max_seq_len=window,
+        gated_ffn=shape.gated_ffn,
+    )
+
+
+_EVIDENCE = ("published:", "derived:", "assumed:", "fitted:")
+
+
+def _text(path: Path) -> str:
+    from wafergpt.errors import DataError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
+        ) from None
 
 
 def _shape(name: str) -> tuple[str, Shape, int]:

@@ -121,7 +121,7 @@ class Report:
         found = [
             f"modelled run on {self.systems} x {self.arch} ({self.execution}, {self.fidelity} fidelity)"
             + (f": {self.description}" if self.description else ""),
-            f"modelled time: {_seconds(self.modelled_s)} = {self.cycles:,.0f} cycles "
+            f"modelled time: {format_seconds(self.modelled_s)} = {self.cycles:,.0f} cycles "
             f"at {self.clock_hz / 1e9:g} GHz",
             f"modelled rate: {self.samples_per_s:,.4g} samples/s, {self.tokens_per_s:,.4g} tokens/s, "
             f"{self.share_of_peak:.2%} of peak",
@@ -133,7 +133,7 @@ class Report:
         ]
         found += [host + ratio] if host else []
         found += [
-            f"on the host, no mapping: {u.name} {u.shapes} x {u.count}, {_seconds(u.host_s)}"
+            f"on the host, no mapping: {u.name} {u.shapes} x {u.count}, {format_seconds(u.host_s)}"
             for u in self.unmapped
         ]
         found += [f"{a.evidence}: {a.name} = {a.value:.6g} {a.unit} ({a.source})" for a in self.assumptions]
@@ -144,7 +144,7 @@ class Report:
         return [f"{name} {self.breakdown_cycles.get(name, 0.0) / total:.1%}" for name in PARTS]
 
 
-def _seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
     """Seconds with a prefix that suits a wafer: `0.00012 -> '120 us'`."""
     if value >= 1:
         return format_duration(value)

@@ -6,9 +6,13 @@ neighbours in the model are neighbours on the wafer. The vendor's placer is not 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from wafergpt.config import require
 from wafergpt.wafer.analytic.parameters import value
@@ -47,41 +51,60 @@ class Region:
         return (self.weight_bytes + self.cache_bytes) / self.n_pes
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Item:
+class _Item(NamedTuple):
     operator: str
-    block: int | None
     n_flops: float
-    weights: float
-    cached: float
+    weight_bytes: float
+    cache_bytes: float
 
 
 def lay_out(
     shape: Shape, *, context: int, arch: Arch = WSE2, bytes_per_parameter: float = 2.0
 ) -> tuple[Region, ...]:
-    """The regions, disjoint and without a gap, in the model's order.
+    """The regions, disjoint and without a gap, in the model's order; those of a block make a rectangle.
 
     `context`: positions of one sequence, whose keys and values (16 bit) the attention's regions hold;
     `bytes_per_parameter`: 2 to infer, 16 to train. Raises ConfigError when there are more operators than
-    the wafer's PEs can be cut into.
+    the mesh can be cut into.
     """
-    items = _items(shape, context)
-    found: list[Region] = []
-    for item, (x, y, width, height) in _cut(items, (0, 0, arch.width, arch.height)):
-        found.append(
-            Region(
-                operator=item.operator,
-                block=item.block,
-                x=x,
-                y=y,
-                width=width,
-                height=height,
-                n_flops=item.n_flops,
-                weight_bytes=bytes_per_parameter * item.weights,
-                cache_bytes=2.0 * item.cached,
+    blocks = [_block(shape, context, bytes_per_parameter)] * shape.n_layers
+    table = float(shape.vocab * shape.d_model)
+    if table:
+        blocks = [*blocks, [_Item(HEAD, 2.0 * table, bytes_per_parameter * table, 0.0)]]
+    found = []
+    whole = (0, 0, arch.width, arch.height)
+    for place, block_at in enumerate(_cut([sum(i.n_flops for i in items) for items in blocks], whole)):
+        items = blocks[place]
+        for item, (x, y, width, height) in zip(
+            items, _cut([i.n_flops for i in items], block_at), strict=True
+        ):
+            found.append(
+                Region(
+                    operator=item.operator,
+                    block=None if item.operator == HEAD else place,
+                    x=x,
+                    y=y,
+                    width=width,
+                    height=height,
+                    n_flops=item.n_flops,
+                    weight_bytes=item.weight_bytes,
+                    cache_bytes=item.cache_bytes,
+                )
             )
-        )
     return tuple(found)
+
+
+def memory_parts(regions: Sequence[Region], arch: Arch = WSE2) -> dict[str, NDArray[np.float64]]:
+    """Code, weights and cache: bytes of each in every PE [height, width]."""
+    size = (arch.height, arch.width)
+    parts = {"code": np.full(size, value("program_bytes"))} | {
+        p: np.zeros(size) for p in ("weights", "cache")
+    }
+    for region in regions:
+        at = (slice(region.y, region.y + region.height), slice(region.x, region.x + region.width))
+        parts["weights"][at] = region.weight_bytes / region.n_pes
+        parts["cache"][at] = region.cache_bytes / region.n_pes
+    return parts
 
 
 def fits(regions: Sequence[Region], arch: Arch = WSE2) -> bool:
@@ -89,45 +112,33 @@ def fits(regions: Sequence[Region], arch: Arch = WSE2) -> bool:
     return all(region.bytes_per_pe + value("program_bytes") <= arch.sram_bytes for region in regions)
 
 
-def _items(shape: Shape, context: int) -> list[_Item]:
-    """Operators of all layers, then embedding and head (one matrix)."""
+def _block(shape: Shape, context: int, bytes_per_parameter: float) -> list[_Item]:
+    """The operators of one layer."""
     d, up = shape.d_model, (2 if shape.gated_ffn else 1) * shape.d_ffn
-    matrices = {
-        "qkv": d * (d + 2 * shape.kv_width),
-        "projection": d * d,
-        "ffn up": d * up,
-        "ffn down": shape.d_ffn * d,
-    }
-    items = []
-    for block in range(shape.n_layers):
-        for operator in OPERATORS[:-1]:
-            weights = float(matrices.get(operator, 0))
-            cached = 2.0 * context * shape.kv_width if operator == "attention" else 0.0
-            n_flops = 4.0 * context * d if operator == "attention" else 2.0 * weights
-            items.append(
-                _Item(operator=operator, block=block, n_flops=n_flops, weights=weights, cached=cached)
-            )
-    table = float(shape.vocab * d)
-    if table:
-        items.append(_Item(operator=HEAD, block=None, n_flops=2.0 * table, weights=table, cached=0.0))
-    return items
+
+    def product(operator: str, weights: int) -> _Item:
+        return _Item(operator, 2.0 * weights, bytes_per_parameter * weights, 0.0)
+
+    return [
+        product("qkv", d * (d + 2 * shape.kv_width)),
+        _Item("attention", 4.0 * context * d, 0.0, 2.0 * 2.0 * context * shape.kv_width),
+        product("projection", d * d),
+        product("ffn up", d * up),
+        product("ffn down", shape.d_ffn * d),
+    ]
 
 
 Rectangle = tuple[int, int, int, int]  # x, y, width, height
 
 
-def _cut(items: Sequence[_Item], rectangle: Rectangle) -> list[tuple[_Item, Rectangle]]:
-    """Halve the items by FLOPs and the rectangle, across its longer edge, in the same proportion."""
-    if len(items) == 1:
-        return [(items[0], rectangle)]
+def _cut(sizes: Sequence[float], rectangle: Rectangle) -> list[Rectangle]:
+    """One rectangle for each size: halve the sizes, and the rectangle across its longer edge alike."""
+    if len(sizes) == 1:
+        return [rectangle]
     require(max(rectangle[2:]) > 1, "the model has more operators than this mesh can be cut into")
-    total = sum(item.n_flops for item in items)
-    passed, n_first, best = 0.0, 1, math.inf
-    for place, item in enumerate(items[:-1], 1):
-        passed += item.n_flops
-        if abs(passed - total / 2) < best:
-            n_first, best = place, abs(passed - total / 2)
-    share = sum(item.n_flops for item in items[:n_first]) / total
+    sums = list(accumulate(sizes))
+    n_first = min(range(1, len(sizes)), key=lambda n: abs(sums[n - 1] - sums[-1] / 2))
+    share = sums[n_first - 1] / sums[-1]
     x, y, width, height = rectangle
     if width >= height:
         edge = min(max(round(share * width), 1), width - 1)
@@ -135,4 +146,4 @@ def _cut(items: Sequence[_Item], rectangle: Rectangle) -> list[tuple[_Item, Rect
     else:
         edge = min(max(round(share * height), 1), height - 1)
         one, other = (x, y, width, edge), (x, y + edge, width, height - edge)
-    return _cut(items[:n_first], one) + _cut(items[n_first:], other)
+    return _cut(sizes[:n_first], one) + _cut(sizes[n_first:], other)

@@ -37,6 +37,11 @@ def png(figure: Figure) -> bytes:
     return picture.getvalue()
 
 
+def shade_bar(axes: Any, image: Any, label: str) -> None:
+    """A colour bar as high as the map in `axes`."""
+    axes.figure.colorbar(image, cax=axes.inset_axes((1.04, 0, 0.05, 1)), label=label)
+
+
 def outline_mesh(axes: Any, width: int, height: int) -> None:
     """Axes of a mesh of PEs: (0, 0) in the north-west, squares, whole numbers."""
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xlabel="PE x", ylabel="PE y")

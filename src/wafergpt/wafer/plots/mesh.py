@@ -6,18 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, PatchCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from wafergpt.errors import DataError
-from wafergpt.wafer.plots.canvas import COLOURS, SHADES, new_figure, outline_mesh
+from wafergpt.wafer.plots.canvas import COLOURS, SHADES, new_figure, outline_mesh, shade_bar
 from wafergpt.wafer.programs.placement import Placed
 
 _PORTS = ("north", "east", "south", "west")
 _STEPS = np.array([(0, -1), (1, 0), (0, 1), (-1, 0)])
 LARGEST_DRAWN = 64  # meshes up to this edge show every link as a line
-_SIDE = 0.16  # the two directions of a link lie this far from its middle
+_SIDE = 0.13  # the two directions of a link lie this far from its middle
 
 
 def link_heat_map(wavelets: NDArray[np.int64], cycles: int, name: str) -> Figure:
@@ -35,8 +36,8 @@ def link_heat_map(wavelets: NDArray[np.int64], cycles: int, name: str) -> Figure
     figure = new_figure(860, title)
     axes = figure.add_subplot()
     segments, values = link_segments(links)
-    y, x = np.mgrid[:height, :width]
-    axes.scatter(x, y, marker="s", s=(190 / max(height, width)) ** 2, color="#DDDDDD", zorder=1)
+    squares = [Rectangle((x - 0.2, y - 0.2), 0.4, 0.4) for y in range(height) for x in range(width)]
+    axes.add_collection(PatchCollection(squares, facecolor="white", edgecolor="#999999", linewidth=0.6))
     lines = LineCollection(
         segments.tolist(), cmap=SHADES, linewidths=_line_width(max(height, width)), zorder=2
     )
@@ -44,7 +45,7 @@ def link_heat_map(wavelets: NDArray[np.int64], cycles: int, name: str) -> Figure
     lines.set_clim(0, max(1, int(values.max(initial=0))))
     axes.add_collection(lines)
     outline_mesh(axes, width, height)
-    figure.colorbar(lines, label="wavelets in one direction", shrink=0.8)
+    shade_bar(axes, lines, "wavelets in one direction")
     figure.supxlabel(
         "Two lines join two PEs, one for each direction: traffic keeps to the right.", fontsize=9
     )
@@ -59,13 +60,13 @@ def link_segments(links: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArra
         y, x = np.mgrid[:height, :width]
         inside = (x + dx >= 0) & (x + dx < width) & (y + dy >= 0) & (y + dy < height)
         start = np.stack([x[inside], y[inside]], axis=1) + _SIDE * np.array([-dy, dx])
-        found.append(np.stack([start + 0.1 * _STEPS[port], start + 0.9 * _STEPS[port]], axis=1))
+        found.append(np.stack([start + 0.22 * _STEPS[port], start + 0.78 * _STEPS[port]], axis=1))
         values.append(links[..., port][inside])
     return np.concatenate(found), np.concatenate(values)
 
 
 def _line_width(edge: int) -> float:
-    return float(np.clip(60 / edge, 0.8, 6))
+    return float(np.clip(80 / edge, 0.8, 7))
 
 
 def _link_panels(links: NDArray[np.int64], title: str) -> Figure:
@@ -78,52 +79,62 @@ def _link_panels(links: NDArray[np.int64], title: str) -> Figure:
 
 
 def memory_map(parts: Mapping[str, NDArray[Any]], limit_bytes: int, name: str) -> Figure:
-    """Bytes of every PE, and what they are: `parts` maps code, weights, ... to bytes [height, width]."""
+    """Bytes of every PE by what they are: `parts` maps code, weights, ... to bytes [height, width]."""
     total = np.sum(list(parts.values()), axis=0)
     height, width = total.shape
-    figure = new_figure(560, f"{name}: memory of the PEs: modelled")
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    image = left.imshow(total / 1024, cmap=SHADES, vmin=0, vmax=limit_bytes / 1024, interpolation="nearest")
-    outline_mesh(left, width, height)
-    left.set_title("used of each PE", fontsize=10)
-    figure.colorbar(image, ax=left, label=f"KiB (of {limit_bytes / 1024:g})", shrink=0.7)
+    figure = new_figure(680, f"{name}: memory of the PEs: modelled")
+    maps: Any
+    bars: Any
+    maps, bars = figure.subfigures(1, 2, width_ratios=(1.5, 1))  # type: ignore[misc]
+    panels = maps.subplots(-(-len(parts) // 2), 2, squeeze=False)
+    for axes, (part, n_bytes) in zip(panels.flat, parts.items(), strict=False):
+        image = axes.imshow(
+            n_bytes / 1024, cmap=SHADES, vmin=0, vmax=max(n_bytes.max() / 1024, 0.01), interpolation="nearest"
+        )
+        outline_mesh(axes, width, height)
+        low, high = n_bytes.min() / 1024, n_bytes.max() / 1024
+        said = f"{high:.2f} KiB each" if low == high else f"{low:.2f} to {high:.2f} KiB"
+        axes.set_title(f"{part}: {said}", fontsize=9)
+        shade_bar(axes, image, "KiB")
+    for axes in panels.flat[len(parts) :]:
+        axes.set_visible(False)
     fullest = np.unravel_index(int(total.argmax()), total.shape)
-    bars = {
-        "mean": [part.mean() for part in parts.values()],
-        "fullest": [part[fullest] for part in parts.values()],
-    }
-    for place, (what, n_bytes) in enumerate(bars.items()):
-        base = 0.0
-        for (part, amount), colour in zip(zip(parts, n_bytes, strict=True), COLOURS, strict=False):
-            right.bar(
-                what, amount / 1024, bottom=base, color=colour, width=0.6, label=part if place == 0 else None
-            )
-            base += amount / 1024
-        right.text(place, base, f"{base:.1f}", ha="center", va="bottom", fontsize=9)
-    right.axhline(
-        limit_bytes / 1024, color="black", ls="--", lw=1, label=f"all of a PE, {limit_bytes / 1024:g} KiB"
+    _stack(
+        bars.subplots(),
+        {part: (float(n_bytes.mean()), float(n_bytes[fullest])) for part, n_bytes in parts.items()},
+        limit_bytes,
     )
-    right.set(ylabel="KiB", title="what is in it")
-    right.title.set_fontsize(10)
-    right.margins(y=0.1)
-    handles, labels = right.get_legend_handles_labels()
-    right.legend(handles[::-1], labels[::-1], fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+def _stack(axes: Any, parts: Mapping[str, tuple[float, float]], limit_bytes: int) -> None:
+    """Two bars, the mean PE and the fullest, beside a line at the memory's end."""
+    base = np.zeros(2)
+    for (part, n_bytes), colour in zip(parts.items(), COLOURS, strict=False):
+        height = np.array(n_bytes) / 1024
+        axes.bar(("mean", "fullest"), height, bottom=base, color=colour, width=0.6, label=part)
+        base += height
+    for place, top in enumerate(base):
+        axes.text(place, top, f"{top:.1f}", ha="center", va="bottom", fontsize=9)
+    limit = limit_bytes / 1024
+    axes.axhline(limit, color="black", ls="--", lw=1, label=f"all of a PE, {limit:g} KiB")
+    axes.set(ylabel="KiB of one PE", ylim=(0, 1.32 * max(limit, base.max())))
+    axes.legend(fontsize=8, loc="upper left", reverse=True)
 
 
 def tile_map(placed: Sequence[Placed], size: tuple[int, int], name: str) -> Figure:
     """Which rows of each matrix [out, in] the PEs of a mesh of `size` (width, height) hold."""
     matrices = [one for one in placed if len(one.shape) == 2][:6]
     width, height = size
-    figure = new_figure(720, f"{name}: where the matrices' tiles lie on {width} x {height} PEs: modelled")
+    figure = new_figure(640, f"{name}: where the matrices' tiles lie on {width} x {height} PEs: modelled")
     for axes, one in zip(figure.subplots(2, 3).flat, matrices, strict=False):
         first = np.array([[one.part(x, y)[0][0] for x in range(width)] for y in range(height)])
         image = axes.imshow(first, cmap=SHADES, vmin=0, interpolation="nearest")
         outline_mesh(axes, width, height)
         axes.set_title(
-            f"{one.name}\n{one.shape[0]} x {one.shape[1]}, tile {one.tile[0]} x {one.tile[1]}", fontsize=9
+            f"{one.name}\n{one.shape[0]} x {one.shape[1]}, a tile {one.tile[0]} x {one.tile[1]}", fontsize=9
         )
-        figure.colorbar(image, ax=axes, shrink=0.7, label="first row held")
+        shade_bar(axes, image, "first row held")
     for axes in figure.axes[len(matrices) : 6]:
         axes.set_visible(False)
     return figure

@@ -37,6 +37,13 @@ def placement_map(regions: Sequence[Region], name: str, arch: Arch = WSE2) -> Fi
                 linewidth=0.6,
             )
         )
+    for block in {region.block for region in regions}:
+        mine = [region for region in regions if region.block == block]
+        x, y = min(r.x for r in mine) - 0.5, min(r.y for r in mine) - 0.5
+        width, height = max(r.x + r.width for r in mine) - x, max(r.y + r.height for r in mine) - y
+        axes.add_patch(
+            Rectangle((x, y), width - 0.5, height - 0.5, fill=False, edgecolor="black", linewidth=1.2)
+        )
     n_blocks = 1 + max((region.block for region in regions if region.block is not None), default=-1)
     every = max(1, -(-n_blocks // _BLOCK_LABELS))
     for region in regions:
@@ -65,9 +72,9 @@ def roofline(report: Report, arch: Arch = WSE2) -> Figure:
     rows = [op for op in report.per_op if op.n_flops > 0 and op.cycles > 0 and op.n_bytes > 0]
     if not rows:
         raise DataError("no operator of this report has FLOPs, bytes and cycles: there is no roofline")
-    figure = new_figure(620, f"Roofline, {report.execution}, one {report.arch} of {report.systems}: modelled")
+    figure = new_figure(620, f"Roofline of {report.arch}, {report.execution}: modelled")
     axes = figure.add_subplot()
-    axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte", ylabel="FLOP/s of one wafer")
+    axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte", ylabel="FLOP/s of one system")
     for place, kind in enumerate(dict.fromkeys(op.kind for op in rows)):
         mine = [op for op in rows if op.kind == kind]
         look: dict[str, Any] = {"marker": _MARKS[place % len(_MARKS)], "s": 34, "zorder": 3}
@@ -79,7 +86,9 @@ def roofline(report: Report, arch: Arch = WSE2) -> Figure:
             axes.scatter(
                 *points, facecolors="none", edgecolors=colour, label=f"{kind}, per byte streamed", **look
             )
+    lowest = axes.get_ylim()[0]
     _roofs(axes, report, arch)
+    axes.set_ylim(lowest / 3, 3 * arch.peak_flops_per_s)
     axes.grid(which="major", alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
@@ -105,6 +114,7 @@ def _roofs(axes: Any, report: Report, arch: Arch) -> None:
     if report.execution == "streaming":
         names["io_bytes_per_s"] = "weights streamed in"
     low, high = axes.get_xlim()
+    low = min(low, 0.03)
     for name, style in zip(names, ("-", "--"), strict=False):
         rate = arch.figures[name].value
         ridge = peak / rate
