@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from wafergpt.config import require, require_finite
+from wafergpt.errors import did_you_mean
 
 
 class Parametrization(StrEnum):
@@ -210,6 +211,33 @@ class GPTConfig:
     def kv_bytes_per_token(self, bytes_per_value: int = 2) -> int:
         """Bytes the key-value cache needs per token: keys and values, all layers (2 = bfloat16)."""
         return 2 * self.n_layers * self.d_model * bytes_per_value
+
+
+# What low-rank adapters may stand beside; `wte` is embedding and head at once.
+LORA_TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", "wte")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adapters (arXiv 2106.09685): W + (alpha / rank) B A with A [rank, in] and B [out, rank]."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = LORA_TARGETS[:4]  # every matrix of the layers
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, f"lora.rank = {self.rank} must be at least 1")
+        _require_positive("lora.alpha", self.alpha)
+        require(len(self.targets) > 0, "lora.targets is empty; there would be nothing to train")
+        for target in self.targets:
+            hint = did_you_mean(target, LORA_TARGETS)
+            known = ", ".join(LORA_TARGETS)
+            require(target in LORA_TARGETS, f"lora.targets: '{target}' is not one of {known}{hint}")
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / self.rank
 
 
 def _require_positive(name: str, value: float) -> None:

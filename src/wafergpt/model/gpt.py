@@ -10,7 +10,7 @@ stream stay float32. The same class runs in float64 for the tests.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,8 +52,9 @@ class Pass:
 
     compute_dtype: torch.dtype
     allowed: Tensor | None  # [B or 1, 1, T, S] True where a query may see a key; None: causal, nothing cached
-    cache: LayerCache | None
-    keep_attentions: bool
+    cache: LayerCache | None = None
+    keep_attentions: bool = False
+    lengths: tuple[int, ...] | None = None  # of examples that lie end to end in one row
 
 
 class Linear(nn.Linear):
@@ -76,6 +77,10 @@ class Embedding(nn.Embedding):
 
     def forward(self, ids: Tensor, out_dtype: torch.dtype) -> Tensor:  # type: ignore[override]
         return dispatch.embedding(ids, self.weight, out_dtype)
+
+    def table(self) -> Tensor:
+        """The rows [V, D] as the tied head uses them; adapters add to them."""
+        return self.weight
 
 
 class LayerNorm(nn.LayerNorm):
@@ -100,7 +105,8 @@ class Attention(nn.Module):
         """x [B, T, D] -> ([B, T, D], attention weights [B, H, T, S] if asked for)."""
         qkv = self.c_attn(x)  # [B, T, 3D]
         if this.allowed is None:  # training, evaluation, prefill without padding
-            return self.c_proj(dispatch.causal_attention_packed(qkv, self.n_heads, self.scale)), None
+            mixed = dispatch.causal_attention_packed(qkv, self.n_heads, self.scale, this.lengths)
+            return self.c_proj(mixed), None
         q, k, v = qkv.unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, H, T, K]
         if this.cache is not None:
             k, v = this.cache.append(self.layer, k, v)  # [B, H, S, K]
@@ -223,7 +229,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The tied head: last_hidden_state [..., D] -> [..., V] in the residual stream's dtype."""
-        scores: Tensor = dispatch.linear(hidden, self.wte.weight, None).to(self.ln_f.weight.dtype)
+        scores: Tensor = dispatch.linear(hidden, self.wte.table(), None).to(self.ln_f.weight.dtype)
         return scores if self.multipliers.logits == 1 else scores * self.multipliers.logits
 
     def loss(self, input_ids: Tensor, labels: Tensor) -> Tensor:
@@ -239,15 +245,34 @@ class GPT(nn.Module):
         counted = labels.masked_fill(labels == IGNORED_LABEL, 0)
         check_ids("label", counted, self.config.vocab_size, "the vocabulary")
         hidden = self(input_ids, n_logits=0).last_hidden_state  # [B, T, D]
-        total, n_tokens = dispatch.linear_cross_entropy(
-            hidden.flatten(0, 1),
-            self.wte.weight,
-            labels.flatten(),
-            self.multipliers.logits,
-            IGNORED_LABEL,
-            self.int8,
-        )
+        total, n_tokens = self.total_loss(hidden.flatten(0, 1), labels.flatten())
         return total / n_tokens.clamp(min=1)
+
+    def total_loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of labels [N] given hidden [N, D]: (sum of nats, how many labels are not -100)."""
+        return dispatch.linear_cross_entropy(
+            hidden, self.wte.table(), labels, self.multipliers.logits, IGNORED_LABEL, self.int8
+        )
+
+    def packed(self, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Last hidden states [N, D] of examples end to end, input_ids [N] of `lengths`; none sees another.
+
+        Each has the positions it would have alone. Raises ConfigError as `forward`, and for lengths that do
+        not add up.
+        """
+        require(
+            input_ids.ndim == 1 and sum(lengths) == len(input_ids) and min(lengths, default=0) >= 1,
+            f"examples of {sum(lengths)} tokens do not fill input_ids of shape {list(input_ids.shape)}",
+        )
+        check_input_ids(input_ids[None], self.config.vocab_size)
+        positions = torch.cat([torch.arange(n, device=input_ids.device) for n in lengths])
+        check_ids("position", positions, self.config.max_seq_len, "the context window")
+        this = Pass(compute_dtype=self.wte.weight.dtype, allowed=None, lengths=tuple(lengths))
+        x = self.embed(input_ids[None], positions)  # [1, N, D]
+        for block in self.h:
+            x, _ = block(x, this)
+        hidden: Tensor = self.ln_f(x, this.compute_dtype)[0]  # [N, D]
+        return hidden
 
     def to_compute_dtype(self, dtype: torch.dtype) -> GPT:
         """Convert the matrices (and only them) in place; returns the model.

@@ -88,7 +88,7 @@ class Linear(torch.autograd.Function):
         return torch.addmm(bias.bfloat16(), x, weight.T)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, Tensor, None]:
         x, weight = ctx.saved_tensors
         dy = dy.contiguous()
         dbias = torch.empty(dy.shape[1])
@@ -97,8 +97,11 @@ class Linear(torch.autograd.Function):
         )
         if ctx.int8:
             dx = int8_product(dy, Int8Weight.pack_transposed(weight), stochastic=True)
-            return dx, int8_weight_gradient(dy, x), dbias, None
-        return dy @ weight, dy.T @ x, dbias, None
+            return dx, int8_weight_gradient(dy, x) if ctx.needs_input_grad[1] else None, dbias, None
+        dweight = (
+            dy.T @ x if ctx.needs_input_grad[1] else None
+        )  # a third of the work where weights are frozen
+        return dy @ weight, dweight, dbias, None
 
 
 class Embedding(torch.autograd.Function):
@@ -295,11 +298,15 @@ class LinearCrossEntropy(torch.autograd.Function):
             )  # fmt: skip
             if not ctx.needs_input_grad[0]:
                 continue
-            part = int8_weight_gradient(logits, block) if int8 else logits.T @ block  # [V, D]
+            part: Tensor | None = None
+            if ctx.needs_input_grad[1]:  # not where the head is frozen
+                part = int8_weight_gradient(logits, block) if int8 else logits.T @ block  # [V, D]
             if int8:
                 dhidden[rows] = _int8_hidden_gradient(logits, weight, labels[rows], scale)
             else:
                 torch.mm(logits, weight, out=dhidden[rows])
+            if part is None:
+                continue
             if n <= HEAD_CHUNK_ROWS:
                 dweight = part
                 break
@@ -310,9 +317,10 @@ class LinearCrossEntropy(torch.autograd.Function):
         return losses.sum(dtype=torch.float64).float()
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         dhidden, dweight = ctx.saved_tensors
-        return dhidden.mul_(dloss), dweight.mul_(dloss).bfloat16(), None, None, None, None
+        dweight = None if dweight is None else dweight.mul_(dloss).bfloat16()
+        return dhidden.mul_(dloss), dweight, None, None, None, None
 
 
 def _int8_hidden_gradient(dlogits: Tensor, weight: Tensor, labels: Tensor, scale: float) -> Tensor:

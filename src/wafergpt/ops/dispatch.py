@@ -9,6 +9,8 @@ compute dtype; `linear` returns its input's dtype; adding its result to the resi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
@@ -81,8 +83,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, allowed: Tensor | N
     return reference.attention(q, k, v, scale, allowed)
 
 
-def causal_attention_packed(qkv: Tensor, n_heads: int, scale: float) -> Tensor:
-    """Causal self-attention of packed qkv [B, T, 3D] -> [B, T, D] (no padding, no cache)."""
+def causal_attention_packed(
+    qkv: Tensor, n_heads: int, scale: float, lengths: Sequence[int] | None = None
+) -> Tensor:
+    """Causal self-attention of packed qkv [B, T, 3D] -> [B, T, D] (no padding, no cache).
+
+    `lengths`, adding up to T: each row is so many sequences end to end, and none sees another.
+    """
+    if lengths is not None and len(lengths) > 1:
+        parts = [causal_attention_packed(part, n_heads, scale) for part in qkv.split(list(lengths), dim=1)]
+        return torch.cat(parts, dim=1)
     n_rows, n_positions, width = qkv.shape
     d_head = width // 3 // n_heads
     if d_head % 2 == 0 and _kernels_for(qkv) and cpu.attention_supported():
