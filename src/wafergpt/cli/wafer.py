@@ -118,7 +118,7 @@ def report_run(
 def simulate_run(
     out: Annotated[Path, typer.Option(help="Folder to write the report, figures and timeline to.")],
     prompt: Annotated[str, typer.Option(help="Text to continue; a token is a byte.")] = "The wafer",
-    tokens: Annotated[int, typer.Option(help="New tokens; 64 with the prompt's.")] = 8,
+    tokens: Annotated[int, typer.Option(help="New tokens; at most 65 with the prompt's.")] = 8,
 ) -> None:
     """Run a tiny GPT (random weights) on 16 x 16 simulated PEs, cycle by cycle, and show what happened."""
     from wafergpt.wafer.plots.pages import simulation_files, write

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from wafergpt.errors import DataError
@@ -107,7 +108,12 @@ class Report:
             tree["unmapped"] = tuple(Unmapped(**row) for row in tree["unmapped"])
             tree["assumptions"] = tuple(Assumption(**row) for row in tree["assumptions"])
             tree["per_op"] = tuple(OpCost(**row) for row in tree["per_op"])
-            return cls(**tree)
+            report = cls(**tree)
+            for part in (report, *report.unmapped, *report.assumptions, *report.per_op):
+                _check_types(part)
+            if report.systems < 1 or report.clock_hz <= 0:
+                raise ValueError("systems and clock_hz must be above zero")
+            return report
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"not a wafer report: {' '.join(str(error).split())[:120]}") from None
 
@@ -142,6 +148,29 @@ class Report:
     def _shares(self) -> list[str]:
         total = max(self.cycles, 1e-30)
         return [f"{name} {self.breakdown_cycles.get(name, 0.0) / total:.1%}" for name in PARTS]
+
+
+_TYPES: dict[str, tuple[type, ...]] = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,)}
+
+
+def _check_types(part: Any) -> None:
+    """Raise TypeError or ValueError for a field that does not hold what it should: files are not trusted."""
+    for one in fields(part):
+        value: Any = getattr(part, one.name)
+        kind = str(one.type)
+        if kind.startswith("tuple") or (value is None and kind.endswith("| None")):
+            continue
+        of_map = kind.startswith("Mapping")
+        if of_map and not isinstance(value, dict):
+            raise TypeError(f"{one.name} is not a table")
+        wanted = "float" if of_map else kind.removesuffix(" | None")
+        values: list[Any] = list(value.values()) if of_map else [value]
+        for each in values:
+            is_bool = isinstance(each, bool)
+            if not isinstance(each, _TYPES[wanted]) or is_bool != (wanted == "bool"):
+                raise TypeError(f"{one.name} is not of type {wanted}")
+            if wanted == "float" and not math.isfinite(each):
+                raise ValueError(f"{one.name} is not finite")
 
 
 def format_seconds(value: float) -> str:
