@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from time import perf_counter_ns
 from typing import Any
 
@@ -27,7 +27,7 @@ from wafergpt.devices import rounding
 from wafergpt.devices.errors import DeviceError, UnmappedOperatorError
 from wafergpt.devices.native_calls import Library, NativeCall
 from wafergpt.devices.numerics import Format
-from wafergpt.devices.operators import VIEWS, Call, base_name, is_mapped, tensors
+from wafergpt.devices.operators import VIEWS, Call, base_name, is_mapped, is_mapped_on, tensors
 from wafergpt.devices.records import Records, op_of, shapes_of, translate
 from wafergpt.devices.tracking import Memory, rows_and_tokens
 from wafergpt.ops import watch
@@ -51,10 +51,12 @@ class Capture(TorchDispatchMode):
         self.records = Records(dtype=dtype)
         self.memory = Memory(word_bytes=WORD_BYTES[dtype])
         self.form, self.strict, self.on_model = form, strict, on_model
-        self.thread = threading.get_ident()
+        self.thread = threading.current_thread()
         self.overhead_ns = 0
         self.n_crossings = 0
-        self._in_step, self._depth = False, 0
+        self._depth = 0  # modules that are being called
+        self._spans, self._step_spans = 0, 0  # PyTorch's named spans that are open; and at the step's begin
+        self._in_step = False
         self._outside = ExitStack()
 
     # Entering and leaving -------------------------------------------------------------------------------
@@ -86,6 +88,8 @@ class Capture(TorchDispatchMode):
 
     def _leave(self) -> None:
         """Take this mode off the stack, also when others were entered since and not left yet; they stay."""
+        if not self.is_here():  # the thread has ended, and its stack with it
+            return
         above = []
         while (mode := _python_dispatch._get_current_dispatch_mode()) is not None and mode is not self:
             above.append(_python_dispatch._pop_mode())
@@ -97,18 +101,40 @@ class Capture(TorchDispatchMode):
             for other in reversed(above):
                 _python_dispatch._push_mode(other)
 
-    def _is_here(self) -> bool:
-        return threading.get_ident() == self.thread
+    def is_here(self) -> bool:
+        """Whether this is the thread that is watched."""
+        return threading.current_thread() is self.thread
 
-    def _before_step(self, *_: Any) -> None:
-        self._in_step = self._in_step or self._is_here()
+    def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A step begins. What its closure runs is a forward and a backward pass as anywhere else."""
+        if not self.is_here():
+            return None
+        self._in_step, self._step_spans = True, self._spans
+
+        def wrapped(closure: Any) -> Any:
+            is_one = callable(closure) and not isinstance(closure, nn.Module)
+            return partial(self._closure, closure) if is_one else closure
+
+        kwargs = {name: wrapped(x) if name == "closure" else x for name, x in kwargs.items()}
+        return (*args[:1], *map(wrapped, args[1:2]), *args[2:]), kwargs
+
+    def _closure(self, closure: Callable[[], Any]) -> Any:
+        self._in_step = False
+        result = closure()
+        self._in_step = self._spans >= self._step_spans
+        return result
 
     def _after_step(self, *_: Any) -> None:
-        self._in_step = self._in_step and not self._is_here()
+        self._in_step = self._in_step and not self.is_here()
+
+    def _span(self, name: str) -> None:
+        """PyTorch opens a span around a step and closes it whatever happens inside."""
+        self._spans += {"_record_function_enter_new": 1, "_record_function_exit": -1}.get(name, 0)
+        self._in_step = self._in_step and self._spans >= self._step_spans
 
     def _before_module(self, module: nn.Module, _: Any) -> None:
         began = perf_counter_ns()
-        if not self._is_here():
+        if not self.is_here():
             return
         if self._depth == 0 and next(module.parameters(), None) is not None:
             self.memory.name_parameters(module)
@@ -120,7 +146,7 @@ class Capture(TorchDispatchMode):
     def _after_module(self, module: nn.Module, args: Any, *rest: Any) -> None:
         """`rest` is (kwargs, result), but (result,) after an error in the module."""
         began = perf_counter_ns()
-        if not self._is_here():
+        if not self.is_here():
             return
         self._depth = max(0, self._depth - 1)  # a region may begin inside a module
         if self._depth == 0 and len(rest) == 2 and next(module.parameters(), None) is not None:
@@ -135,15 +161,25 @@ class Capture(TorchDispatchMode):
     ) -> Any:
         came = perf_counter_ns()
         kwargs = kwargs or {}
+        if not torch._C._dispatch_has_kernel(func.name()):  # a tensor asked for its size or device in Python
+            return func(*args, **kwargs)
         name = base_name(func._schema.name)
-        if not is_mapped(name) and not func.is_view and func.has_kernel_for_dispatch_key(_COMPOSITE):
+        if func.namespace == "profiler":
+            self._span(name)
+            return func(*args, **kwargs)
+        inputs = tensors(args) + tensors(kwargs)
+        if (
+            not is_mapped(name)
+            and not func.is_view
+            and func.has_kernel_for_dispatch_key(_COMPOSITE)
+            and not any(x.is_nested for x in inputs)  # which have kernels of their own
+        ):
             with self:  # under inference_mode an operator arrives before PyTorch has taken it apart
                 return func.decompose(*args, **kwargs)
         is_view = func.is_view or name in VIEWS
-        inputs = tensors(args) + tensors(kwargs)
         written = _written(func, args, kwargs)
         phase = self._phase(inputs, written)
-        if self.strict and not is_view and not is_mapped(name):
+        if self.strict and not is_view and not is_mapped_on(name, inputs):
             raise UnmappedOperatorError(
                 f"the wafer has no program for {func._schema.name} {shapes_of(inputs)}, and strict=True"
             )

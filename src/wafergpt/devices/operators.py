@@ -56,20 +56,29 @@ class Call:
     @property
     def n_out(self) -> int:
         """Elements of all results."""
-        return sum(x.numel() for x in self.outputs)
+        return sum(size_of(x) for x in self.outputs)
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the wafer has a program for it."""
+        return is_mapped_on(self.name, (*self.inputs, *self.outputs))
+
+
+def size_of(x: Tensor) -> int:
+    """Elements of x; of a nested tensor those of all its rows."""
+    return x.values().numel() if x.is_nested and x.layout == torch.jagged else x.numel()
 
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Nothing moves: another view of the same memory, memory without a value, or a hook of the profiler.
+# Nothing moves: another view of the same memory, or memory without a value.
 VIEWS = _names(
     """_unsafe_view _reshape_alias _conj _neg_view alias as_strided chunk detach diagonal empty empty_like
     empty_strided empty_permuted expand lift lift_fresh narrow new_empty new_empty_strided permute real imag
     select set set_data slice split split_with_sizes squeeze t transpose unbind unfold unsafe_split unsqueeze
-    view view_as_complex view_as_real resize resize_as record_stream is_same_size
-    _record_function_enter_new _record_function_exit _record_function_enter"""
+    view view_as_complex view_as_real resize resize_as record_stream is_same_size"""
 )
 ELEMENTWISE = _names(
     """_adaptive_avg_pool2d abs acos acosh add addcdiv addcmul arange asin asinh atan atan2 atanh avg_pool2d
@@ -161,7 +170,7 @@ def _table_of_one(call: Call) -> tuple[Cost, ...]:
         return (pointwise(kind, first, backward=call.name.endswith("backward")),)
     if kind is OpKind.CROSS_ENTROPY:
         cost = pointwise(kind, main, backward="backward" in call.name)
-        return (replace(cost, n=call.outputs[0].shape[-1]),)
+        return (replace(cost, n=call.outputs[0].shape[-1] if call.outputs[0].dim() else 1),)
     if call.name == "index_put" or call.name.startswith(("scatter", "index_")):
         return (Cost(kind=kind, n_elements=main, reads=sum(x.numel() for x in call.inputs[1:])),)
     return (pointwise(kind, main, backward="backward" in call.name),)
@@ -234,19 +243,26 @@ def _attention_backward(call: Call) -> tuple[Cost, ...]:
     return _fused_attention(call, 1, attention_backward)
 
 
-def _convolution_size(x: Tensor, weight: Tensor, out: Tensor, groups: int) -> tuple[int, int, int, int]:
-    """(m, k, n, batch) of the product that a convolution is: patches times kernels."""
-    positions = out.shape[0] * math.prod(out.shape[2:])
-    return positions, math.prod(weight.shape[1:]), out.shape[1] // groups, groups
+def _convolution_size(
+    x: Tensor, weight: Tensor, out: Tensor, groups: int, *, is_transposed: bool
+) -> tuple[int, int, int, int]:
+    """(m, k, n, batch) of a convolution as a product: patches, or positions if transposed, times kernels."""
+    kernel, few = math.prod(weight.shape[1:]), x if is_transposed else out
+    positions = few.shape[0] * math.prod(few.shape[2:])
+    if is_transposed:
+        return positions, x.shape[1] // groups, kernel, groups
+    return positions, kernel, out.shape[1] // groups, groups
 
 
 def _convolution(call: Call) -> tuple[Cost, ...]:
-    return (product(*_convolution_size(call.args[0], call.args[1], call.outputs[0], call.args[8])),)
+    x, weight, is_transposed, groups = (call.args[i] for i in (0, 1, 6, 8))
+    m, k, n, batch = _convolution_size(x, weight, call.outputs[0], groups, is_transposed=is_transposed)
+    return (product(m, k, n, batch),)
 
 
 def _convolution_backward(call: Call) -> tuple[Cost, ...]:
     grad, x, weight = call.args[:3]
-    m, k, n, groups = _convolution_size(x, weight, grad, call.args[9])
+    m, k, n, groups = _convolution_size(x, weight, grad, call.args[9], is_transposed=call.args[7])
     wanted = call.args[10]
     costs = (product(m, n, k, groups, part="dx"), product(k, m, n, groups, part="dw", weighs=False))
     return tuple(cost for cost, is_wanted in zip(costs, wanted, strict=False) if is_wanted)
@@ -299,6 +315,11 @@ def base_name(schema_name: str) -> str:
 def is_mapped(name: str) -> bool:
     """Whether the wafer has a program for this operator."""
     return name in SPECIAL or name in KIND_OF or _list_form(name) is not None
+
+
+def is_mapped_on(name: str, operands: Iterable[Tensor]) -> bool:
+    """Whether it has one for these operands: rows of different lengths can only be looked at."""
+    return is_mapped(name) and (name in VIEWS or not any(x.is_nested for x in operands))
 
 
 def _list_form(name: str) -> OpKind | None:

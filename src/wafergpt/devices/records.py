@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from wafergpt.devices.operators import Call, Cost, costs_of, is_mapped
+from wafergpt.devices.operators import Call, Cost, costs_of, size_of
 from wafergpt.devices.tracking import Memory, Weight
 from wafergpt.wafer.workload import WORD_BYTES, Op, OpKind, Workload
 
@@ -91,13 +91,13 @@ class Records:
 def shapes_of(inputs: Sequence[Tensor]) -> str:
     """`[2, 4] [4, 8]`; of a long list only what it holds together."""
     if len(inputs) > _SHOWN_TENSORS:
-        return f"{len(inputs)} tensors, {sum(x.numel() for x in inputs)} elements"
-    return " ".join(str(list(x.shape)) for x in inputs)
+        return f"{len(inputs)} tensors, {sum(size_of(x) for x in inputs)} elements"
+    return " ".join(f"nested of {size_of(x)}" if x.is_nested else str(list(x.shape)) for x in inputs)
 
 
 def translate(call: Call, full_name: str, phase: str, memory: Memory) -> list[Op]:
     """The operators of the workload that one call is, each of count 1."""
-    if not is_mapped(call.name):
+    if not call.is_mapped:
         return [_on_the_host(call, full_name, phase)]
     return [_op(cost, call, full_name, phase, memory) for cost in costs_of(call)]
 
@@ -109,8 +109,8 @@ def _on_the_host(call: Call, full_name: str, phase: str) -> Op:
         kind=OpKind.HOST,
         phase=phase,
         n_elements=call.n_out,
-        in_bytes=float(sum(x.numel() * x.element_size() for x in call.inputs)),
-        out_bytes=float(sum(x.numel() * x.element_size() for x in call.outputs)),
+        in_bytes=float(sum(size_of(x) * x.element_size() for x in call.inputs)),
+        out_bytes=float(sum(size_of(x) * x.element_size() for x in call.outputs)),
         shapes=shapes_of(call.inputs),
         dtype=_dtype(call.outputs or call.inputs),
     )

@@ -37,8 +37,9 @@ MOVES = frozenset({"embedding", "index_select", "index", "gather", "clone", "cat
 def round_inputs(arguments: Any, form: Format, memory: Memory, written: set[int]) -> Any:
     """The arguments with every real tensor in the format, but for those written to (by id)."""
     if isinstance(arguments, torch.Tensor):
-        keep = id(arguments) in written or not arguments.is_floating_point() or memory.is_rounded(arguments)
-        return arguments if keep else form.round(arguments)
+        x = arguments
+        keep = id(x) in written or not x.is_floating_point() or x.is_nested or memory.is_rounded(x)
+        return x if keep else form.round(x)
     if isinstance(arguments, list | tuple):
         return type(arguments)(round_inputs(x, form, memory, written) for x in arguments)
     if isinstance(arguments, dict):
@@ -61,8 +62,14 @@ def round_written(tensors: list[Tensor], form: Format) -> None:
     """What an in-place operator wrote, in place."""
     for x in tensors:
         if x.is_floating_point():
-            x.copy_(form.round(x))
+            flat = x.values() if x.is_nested else x
+            flat.copy_(form.round(flat))
 
 
 def _rounded(x: Tensor, form: Format, written: set[int]) -> Tensor:
-    return x if id(x) in written or not x.is_floating_point() else form.round(x)
+    if id(x) in written or not x.is_floating_point():
+        return x
+    if x.is_nested:  # rows of different lengths: a new tensor, rounded where it is
+        round_written([x], form)
+        return x
+    return form.round(x)

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from wafergpt.devices.operators import size_of
 
 
 def storage_of(x: Tensor) -> Any | None:
@@ -55,11 +58,12 @@ class Memory:
 
     def n_bytes(self, x: Tensor) -> float:
         """Bytes of x on the wafer: its word for a real number, at most four for an integer."""
+        n = size_of(x)
         if x.is_floating_point():
-            return float(x.numel() * self.word_bytes)
+            return float(n * self.word_bytes)
         if x.is_complex():
-            return float(2 * x.numel() * self.word_bytes)
-        return float(x.numel() * min(x.element_size(), 4))
+            return float(2 * n * self.word_bytes)
+        return float(n * min(x.element_size(), 4))
 
     def name_parameters(self, module: nn.Module) -> None:
         """Remember the names of a module's parameters; a name given earlier stays."""
@@ -67,7 +71,8 @@ class Memory:
             storage = storage_of(parameter)
             if storage is not None:
                 self.names.setdefault(storage._cdata, (name, storage))
-                self.addresses[parameter.data_ptr()] = parameter
+                if parameter.device.type == "cpu" and not isinstance(parameter, FakeTensor):
+                    self.addresses[parameter.data_ptr()] = parameter
 
     def weight(self, x: Tensor) -> Weight | None:
         """The parameter that x is, views, or was copied from; any other leaf that asks for a gradient too."""
@@ -121,8 +126,8 @@ class Memory:
             self.activation_bytes_peak = max(self.activation_bytes_peak, self.activation_bytes)
 
     def _storage_bytes(self, x: Tensor, storage: Any) -> float:
-        n_elements = storage.nbytes() // max(x.element_size(), 1)
-        return n_elements * (self.n_bytes(x) / x.numel()) if x.numel() else 0.0
+        n_elements, n = storage.nbytes() // max(x.element_size(), 1), size_of(x)
+        return n_elements * (self.n_bytes(x) / n) if n else 0.0
 
     def _forget(self, key: int) -> Any:
         return lambda _: self._drop(key)
@@ -147,9 +152,13 @@ def rows_and_tokens(arguments: Iterable[Any]) -> tuple[int, int]:
     """(rows, positions) of a model's arguments: of the first tensor of ids, else of the first of numbers.
 
     Ids [B, T] are B rows of T positions, ids [T] one row; numbers [B, T, D] count as ids [B, T]; in other
-    shapes every row is one position. (0, 0) without a tensor.
+    shapes every row is one position. Nested tensors are rows of their own lengths. (0, 0) without a tensor.
     """
     found = [x for x in arguments if isinstance(x, torch.Tensor) and x.dim() > 0]
+    nested = [x for x in found if x.is_nested]
+    if nested:
+        rows = nested[0]
+        return rows.size(0), size_of(rows) // _width(rows)
     ids = [x for x in found if not x.is_floating_point() and x.dtype != torch.bool]
     if ids:
         shape = ids[0].shape
@@ -158,3 +167,11 @@ def rows_and_tokens(arguments: Iterable[Any]) -> tuple[int, int]:
         return 0, 0
     shape = found[0].shape
     return (shape[0], shape[0] * shape[1]) if len(shape) == 3 else (shape[0], shape[0])
+
+
+def _width(rows: Tensor) -> int:
+    """Numbers of one position of a nested tensor: its last size, where that is the same in all rows."""
+    try:
+        return max(rows.size(-1), 1) if rows.dim() > 2 else 1
+    except RuntimeError:
+        return 1

@@ -6,6 +6,7 @@ import threading
 from functools import cache
 from time import perf_counter_ns
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +36,9 @@ class WSE2:
     """A modelled wafer around any PyTorch code: `start()`, the code, `stop()`; or `with WSE2() as wafer:`.
 
     Between the two every operator of the thread is captured and costed: modules of any kind, a forward pass
-    or a whole training step. Results are the same bits as without the device. `stop()` returns the `Report`
+    or a whole training step. Results are the same bits as without the device, but for the few that PyTorch
+    itself computes otherwise while anything watches its operators (the gradient of `prod`, singular values
+    and eigenvalues without vectors): they may differ in their last bits. `stop()` returns the `Report`
     of the region; `report` is that of all regions of this device together, `clear()` forgets them.
 
     - arch: "WSE-2", "WSE-3", a mesh such as "16x16", or an `Arch`.
@@ -47,9 +50,9 @@ class WSE2:
       host, is costed as such and listed in the report.
 
     Raises ConfigError for an unknown setting; DeviceError for a start or stop out of order, for a second
-    device at the same time, for a stop in another thread, and for a region without an operator;
-    DoesNotFitError for a model too large to be resident; UnmappedOperatorError under strict. Compiled modules
-    run eagerly between start and stop. Code of other threads is not seen.
+    device at the same time, for a stop in another thread while the first one lives, and for a region without
+    an operator; DoesNotFitError for a model too large to be resident; UnmappedOperatorError under strict.
+    Compiled modules run eagerly between start and stop. Code of other threads is not seen.
     """
 
     def __init__(
@@ -97,6 +100,10 @@ class WSE2:
     def workload(self) -> Workload:
         """The operators of all regions so far."""
         return self._records.workload()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has the settings and what is counted; an open region stays with the original."""
+        return self.__dict__ | {"_capture": None}
 
     def clear(self) -> None:
         """Forget all regions."""
@@ -161,7 +168,7 @@ class WSE2:
         capture, ended_ns = self._capture, perf_counter_ns()
         if capture is None:
             raise DeviceError("stop() called before start()")
-        if capture.thread != threading.get_ident():
+        if not capture.is_here() and capture.thread.is_alive():
             raise DeviceError("stop() must be called in the thread that called start()")
         try:
             capture.end()

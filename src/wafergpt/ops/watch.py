@@ -8,11 +8,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any
 
 _watcher: ContextVar[Callable[[ctypes.CDLL], Any] | None] = ContextVar("watcher", default=None)
 _torch_only: ContextVar[bool] = ContextVar("torch_only", default=False)
+
+
+def _restore(setting: ContextVar[Any], token: Token[Any], default: Any) -> None:
+    """Also where the `with` is left in another context: another asyncio task, or a thread that has ended."""
+    try:
+        setting.reset(token)
+    except ValueError:
+        setting.set(default)
 
 
 @contextlib.contextmanager
@@ -22,7 +30,7 @@ def watched(wrap: Callable[[ctypes.CDLL], Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        _watcher.reset(token)
+        _restore(_watcher, token, None)
 
 
 @contextlib.contextmanager
@@ -32,7 +40,7 @@ def torch_only() -> Iterator[None]:
     try:
         yield
     finally:
-        _torch_only.reset(token)
+        _restore(_torch_only, token, False)
 
 
 def through_watcher(library: ctypes.CDLL) -> Any:
