@@ -35,9 +35,7 @@ def plan_run(
     wafer = get_arch(arch)
     require(wafer.name in PRESETS, f"a plan needs a whole wafer: {', '.join(PRESETS)}; got {arch}")
     title, shape, window = _shape(name)
-    window = window if seq_len is None else seq_len
-    require(1 <= window <= 1_000_000, f"seq_len = {window} is out of range; allowed: 1 to 1,000,000")
-    require(batch is None or batch <= 10**9, f"batch = {batch} is out of range; allowed: up to 1e9")
+    window = _checked(window if seq_len is None else seq_len, batch)
     answer = plan(title, shape, seq_len=window, systems=systems, batch=batch, arch=wafer)
     print(dumps(asdict(answer), indent=2) if json else "\n".join(lines(answer)))
 
@@ -98,7 +96,7 @@ def report_run(
         from wafergpt.wafer.workload import describe_transformer
 
         title, shape, window = _shape(run)
-        window = window if seq_len is None else seq_len
+        window = _checked(window if seq_len is None else seq_len, batch)
         answer = plan(title, shape, seq_len=window, systems=systems, batch=batch)
         rows = batch or (answer.batch if mode == "train" else systems)
         workload = describe_transformer(
@@ -133,6 +131,15 @@ def simulate_run(
         print(f"note: the timeline lacks {n_lost:,} spans for which there was no room")
     print(f"report: {out / 'report.html'}")
     print(f"timeline: {out / 'trace.json'} (open it at ui.perfetto.dev; 1 us there is 1 cycle)")
+
+
+def _checked(window: int, batch: int | None) -> int:
+    """The window; raises ConfigError if it or the batch is out of range."""
+    from wafergpt.config import require
+
+    require(1 <= window <= 1_000_000, f"seq_len = {window} is out of range; allowed: 1 to 1,000,000")
+    require(batch is None or batch <= 10**9, f"batch = {batch} is out of range; allowed: up to 1e9")
+    return window
 
 
 def _described(name: str, shape: Shape, window: int) -> TransformerShape:

@@ -150,7 +150,7 @@ class Report:
         return [f"{name} {self.breakdown_cycles.get(name, 0.0) / total:.1%}" for name in PARTS]
 
 
-_TYPES: dict[str, tuple[type, ...]] = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,)}
+_TYPES: dict[str, Any] = {"float": (int, float), "int": (int,), "str": (str,), "bool": (bool,)}
 
 
 def _check_types(part: Any) -> None:
@@ -160,17 +160,20 @@ def _check_types(part: Any) -> None:
         kind = str(one.type)
         if kind.startswith("tuple") or (value is None and kind.endswith("| None")):
             continue
-        of_map = kind.startswith("Mapping")
-        if of_map and not isinstance(value, dict):
+        if not kind.startswith("Mapping"):
+            _check_type(one.name, value, kind.removesuffix(" | None"))
+        elif isinstance(value, dict):
+            for each in value.values():
+                _check_type(one.name, each, "float")
+        else:
             raise TypeError(f"{one.name} is not a table")
-        wanted = "float" if of_map else kind.removesuffix(" | None")
-        values: list[Any] = list(value.values()) if of_map else [value]
-        for each in values:
-            is_bool = isinstance(each, bool)
-            if not isinstance(each, _TYPES[wanted]) or is_bool != (wanted == "bool"):
-                raise TypeError(f"{one.name} is not of type {wanted}")
-            if wanted == "float" and not math.isfinite(each):
-                raise ValueError(f"{one.name} is not finite")
+
+
+def _check_type(name: str, value: Any, kind: str) -> None:
+    if not isinstance(value, _TYPES[kind]) or isinstance(value, bool) != (kind == "bool"):
+        raise TypeError(f"{name} is not of type {kind}")
+    if kind == "float" and not math.isfinite(value):
+        raise ValueError(f"{name} is not finite")
 
 
 def format_seconds(value: float) -> str:

@@ -1,4 +1,4 @@
-"""What all figures share: size, colours that colour-blind readers can tell apart, the way to PNG bytes."""
+"""What all figures share: matplotlib, their size, colours for the colour-blind, the way to PNG bytes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from wafergpt.errors import MissingDependencyError
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.collections import LineCollection, PatchCollection
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch, Rectangle
 except ImportError as error:
     raise MissingDependencyError(
         "the wafer's figures need matplotlib: pip install 'wafergpt[plots]'"
     ) from error
+
+__all__ = ["Figure", "LineCollection", "Patch", "PatchCollection", "Rectangle"]  # for the other modules
 
 WIDTH_PX, DPI = 1000, 125
 # Okabe and Ito's set, without its yellow, which is hard to see on white.
@@ -31,7 +35,7 @@ def new_figure(height_px: int = 560, title: str = "") -> Figure:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file's bytes: the same ones every time."""
+    """The figure as a PNG file's bytes; a figure made anew has the same ones."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()

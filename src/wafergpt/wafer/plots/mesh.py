@@ -6,13 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.collections import LineCollection, PatchCollection
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from wafergpt.errors import DataError
-from wafergpt.wafer.plots.canvas import COLOURS, SHADES, new_figure, outline_mesh, shade_bar
+from wafergpt.wafer.plots.canvas import (
+    COLOURS,
+    SHADES,
+    Figure,
+    LineCollection,
+    PatchCollection,
+    Rectangle,
+    new_figure,
+    outline_mesh,
+    shade_bar,
+)
 from wafergpt.wafer.programs.placement import Placed
 
 _PORTS = ("north", "east", "south", "west")

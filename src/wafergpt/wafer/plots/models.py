@@ -6,14 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
 
 from wafergpt.errors import DataError
 from wafergpt.units import format_flops
 from wafergpt.wafer.analytic.layout import OPERATORS, Region, fits
 from wafergpt.wafer.arch import WSE2, Arch
-from wafergpt.wafer.plots.canvas import COLOURS, new_figure, outline_mesh
+from wafergpt.wafer.plots.canvas import COLOURS, Figure, Patch, Rectangle, new_figure, outline_mesh
 from wafergpt.wafer.report import OpCost, Report
 
 _BLOCK_LABELS = 60  # blocks up to which each one's number is written
