@@ -85,6 +85,13 @@ def test_a_gap_outside_of_a_task_is_idle() -> None:
     events = json.loads(timeline(machine.image, machine.recorded(), name="x"))["traceEvents"]
     assert busy_cycles(events) == {1: int(machine.state.busy_cycles[0])}
     assert {e["cat"] for e in of_row(events, 1, CORE)} == {"busy", "stall", "idle"}
+    for gap in of_row(events, 1, CORE):
+        inside = any(
+            task["ts"] <= gap["ts"] and gap["ts"] + gap["dur"] <= task["ts"] + task["dur"]
+            for task in of_row(events, 1, TASKS)
+        )
+        assert inside or gap["cat"] != "stall"
+        assert not inside or gap["cat"] != "idle"
     tasks = [e["name"] for e in of_row(events, 1, TASKS)]
     assert tasks.count("main") == 2 and tasks.count("finish") == 2
     assert of_row(events, 1, PHASES) == [], "this program names no phases"
