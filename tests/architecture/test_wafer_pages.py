@@ -13,7 +13,7 @@ from source_tree import ROOT
 from wafer_pages import DOCS, TABLES, timing_table, with_tables
 
 from wafergpt.wafer.analytic.parameters import value
-from wafergpt.wafer.arch import WSE2, WSE3
+from wafergpt.wafer.arch import SIMULATED, WSE2, WSE3
 from wafergpt.wafer.machine.timing import Timing
 
 
@@ -43,8 +43,8 @@ def test_every_charge_of_the_simulator_says_how_it_is_known() -> None:
 
 
 def test_every_number_has_a_unit_and_a_source() -> None:
-    for arch in (WSE2, WSE3):
-        assert all(q.unit and q.source and "|" not in q.source for q in arch.quantities().values())
+    for figures in (WSE2.quantities(), WSE3.quantities(), SIMULATED):
+        assert all(q.unit and q.source and "|" not in q.source for q in figures.values())
 
 
 def test_the_formula_shows_the_fitted_parameters() -> None:

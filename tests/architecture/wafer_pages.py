@@ -12,15 +12,13 @@ from wafergpt.wafer.analytic import plan as planner
 from wafergpt.wafer.analytic.parameters import value
 from wafergpt.wafer.analytic.rows import GPT3_SHAPES, shape_of
 from wafergpt.wafer.analytic.shape import Shape
-from wafergpt.wafer.arch import WSE2, WSE3, Arch, Quantity
-from wafergpt.wafer.machine import timing
+from wafergpt.wafer.arch import SIMULATED, WSE2, WSE3, Arch, Quantity
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/explanation"
 SIZES = ("111M", "256M", "590M", "1.3B", "2.7B", "6.7B", "13B")
 SMALL_BATCH = 8  # sequences per step
 EDGES = (120, 360, 660)  # of the squares of PEs that decode
 STATE_BYTES = 16.0  # per parameter that trains: 32-bit weight, gradient, two moments
-_FIELD = re.compile(r"^    (\w+): \w+ = (\S+)  # (.*)$", re.MULTILINE)
 
 
 def hardware_table(arch: Arch, but: Arch | None = None) -> str:
@@ -36,20 +34,17 @@ def _row(name: str, quantity: Quantity) -> tuple[str, ...]:
 
 
 def timing_table() -> str:
-    """What the simulator charges: the fields of `timing.py` and the comments beside them."""
-    source = Path(timing.__file__).read_text(encoding="utf-8")
-    rows = []
-    for name, default, comment in _FIELD.findall(source):
-        known, _, note = comment.replace("[assumed]", "assumed:").partition(":")
-        how, _, where = known.partition(" (")
-        rows.append((f"`{name}`", default, how, ": ".join(filter(None, (where.rstrip(")"), note.strip())))))
-    return _table(("field", "value", "how known", "source or meaning"), rows)
+    """What the simulator charges."""
+    return _table(("field", "value", "how known", "source or meaning"), _simulated(functions=False))
 
 
 def function_table() -> str:
     """Cycles per element of the functions."""
-    cells = [(f"`{alu.name}`", str(cycles)) for alu, cycles in timing.FUNCTION_CYCLES.items()]
-    return _table(("function", "cycles per element, assumed"), cells)
+    return _table(("function", "value", "how known", "how"), _simulated(functions=True))
+
+
+def _simulated(*, functions: bool) -> list[tuple[str, ...]]:
+    return [_row(n, q) for n, q in SIMULATED.items() if n.startswith("function_") == functions]
 
 
 def training_table() -> str:
@@ -143,7 +138,9 @@ TABLES = {  # page -> section that holds the table -> the table
 def with_tables(page: str, text: str) -> str:
     """The page's text with the first table of every listed section written anew."""
     for section, table in TABLES[page].items():
-        pattern = re.compile(rf"(^##+ {re.escape(section)}\n\n(?:[^|#\n].*\n|\n)*?)(?:^\|.*\n)+", re.MULTILINE)
+        pattern = re.compile(
+            rf"(^##+ {re.escape(section)}\n\n(?:[^|#\n].*\n|\n)*?)(?:^\|.*\n)+", re.MULTILINE
+        )
         found = pattern.search(text)
         if found is None:
             raise ValueError(f"{page} has no table under '{section}'")

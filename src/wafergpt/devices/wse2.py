@@ -41,7 +41,7 @@ class WSE2:
     and eigenvalues without vectors): they may differ in their last bits. `stop()` returns the `Report`
     of the region; `report` is that of all regions of this device together, `clear()` forgets them.
 
-    - arch: "WSE-2", "WSE-3", a mesh such as "16x16", or an `Arch`.
+    - arch: "WSE-2", "WSE-3", a mesh such as "16x16", or an `Arch`; "WSE-2@sdk": at the SDK's 0.85 GHz.
     - numerics: "exact" (default, None), or "cb16", "fp16", "bf16", "fp32": then every operator's inputs and
       results are rounded to that format, the optimiser's excepted.
     - systems: wafers that share the batch. release: the software's, see `price`.

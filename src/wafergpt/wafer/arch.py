@@ -174,6 +174,11 @@ class Arch:
         """Systems that the weight broadcast and gradient reduction network joins."""
         return self._whole("max_systems")
 
+    def at_sdk_clock(self) -> Arch:
+        """The same wafer at the SDK's clock: equal cycles, every time longer by the ratio of the clocks."""
+        figures = {**self.figures, "clock_hz": self.figures["clock_sdk_hz"]}
+        return replace(self, name=f"{self.name} at {self.clock_sdk_hz / 1e9:g} GHz", figures=figures)
+
     def flops_per_s(self, dtype: str = "fp16") -> float:
         """Peak of the program rectangle in `dtype`, FLOP/s."""
         require(dtype in self.simd, f"{self.name} has no rate for {dtype}; known: {', '.join(self.simd)}")
@@ -254,6 +259,29 @@ WSE3 = Arch(
     },
 )
 
+# What the cycle simulator charges beyond that, for every wafer. A function is computed in software from
+# multiplies and adds, one element at a time; a square root or division by Newton steps from a table value.
+_NEWTON, _SERIES = "Newton steps, no SIMD", "a series in multiplies and adds, no SIMD"
+SIMULATED = {
+    **{name: _SHARED[name] for name in ("sram_bytes", "n_colors", "ramp_cycles")},
+    "task_launch_cycles": _assumed(0, "cycle", "beyond the cycle in which the task is picked"),
+    "div_cycles": _assumed(12, "cycle", "integer division"),
+    "link_depth": _assumed(4, "wavelet", "router queue, per color and port"),
+    "core_depth": _assumed(8, "wavelet", "between router and core, per color, those on the ramp included"),
+    "up_depth": _assumed(8, "wavelet", "between core and router, per color, those on the ramp included"),
+    "io_bytes_per_cycle": _derived(176, "B/cycle", "150 GB/s at 0.85 GHz"),
+    "io_latency_cycles": _assumed(1000, "cycle", "per host copy"),
+    "instruction_bytes": _assumed(8, "B", "SRAM of an instruction; the vendor's set is not public"),
+    "descriptor_bytes": _assumed(16, "B", "SRAM of a data-structure descriptor"),
+    "function_div_cycles": _assumed(8, "cycle/element", _NEWTON),
+    "function_sqrt_cycles": _assumed(10, "cycle/element", _NEWTON),
+    "function_rsqrt_cycles": _assumed(8, "cycle/element", _NEWTON),
+    "function_exp_cycles": _assumed(12, "cycle/element", _SERIES),
+    "function_tanh_cycles": _assumed(24, "cycle/element", _SERIES),
+    "function_erf_cycles": _assumed(28, "cycle/element", _SERIES),
+    "function_gelu_cycles": _assumed(32, "cycle/element", "tanh and six multiplies and adds"),
+}
+
 PRESETS = {WSE2.name: WSE2, WSE3.name: WSE3}
 _ALIASES = {"CS-2": WSE2, "CS-3": WSE3, "WSE2": WSE2, "WSE3": WSE3, "CS2": WSE2, "CS3": WSE3}
 
@@ -265,7 +293,14 @@ def mesh(width: int, height: int, base: Arch = WSE2) -> Arch:
 
 
 def get_arch(name: str) -> Arch:
-    """`"WSE-2"`, `"WSE-3"` (or CS-2, CS-3), or `"16x16"`, a mesh. Raises ConfigError for another name."""
+    """`"WSE-2"`, `"WSE-3"` (or CS-2, CS-3), or `"16x16"`, a mesh; with `"@sdk"` behind it at the SDK's clock.
+
+    Raises ConfigError for another name.
+    """
+    wanted, at, clock = name.partition("@")
+    if at:
+        require(clock == "sdk", f"unknown clock '{clock[:40]}'; known: {wanted[:40]}@sdk, or no clock")
+        return get_arch(wanted).at_sdk_clock()
     known = PRESETS | _ALIASES
     if name.upper() in known:
         return known[name.upper()]

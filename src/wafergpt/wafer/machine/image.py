@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from wafergpt.wafer.arch import SIMULATED
 from wafergpt.wafer.machine import isa
-from wafergpt.wafer.machine.errors import UnknownOperationError
+from wafergpt.wafer.machine.errors import ProgramError, UnknownOperationError
 from wafergpt.wafer.machine.isa import Alu, Cond, Int, Kind, Op, Type, Word
 from wafergpt.wafer.machine.operands import Array
 from wafergpt.wafer.machine.routes import check_routes
@@ -51,7 +52,10 @@ class Image:
         return self.width * self.height
 
     def check(self) -> None:
-        """Raise UnknownOperationError or RouteError for what the engines must not meet."""
+        """Raise UnknownOperationError, RouteError or ProgramError for what the engines must not meet."""
+        most = int(SIMULATED["n_colors"].value)
+        if len(self.color_names) > most:
+            raise ProgramError(f"{len(self.color_names)} colors; a router has {most}")
         check_code(self.code, self.dsd.shape[1])
         check_dsd(self.dsd)
         check_routes(self.route_rx, self.route_tx, (self.height, self.width), self.color_names)

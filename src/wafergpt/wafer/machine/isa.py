@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from wafergpt.wafer.arch import SIMULATED
+
 WORDS = 10
 N_REGISTERS = 16
 N_THREADS = 9  # slot 0 runs the main thread's vector instruction, 1..8 are the microthreads
@@ -158,8 +160,8 @@ class Field(IntEnum):
 
 
 DSD_WORDS = 8
-DSD_BYTES = 16  # [assumed] SRAM that a descriptor takes
-INSTRUCTION_BYTES = 8  # [assumed] SRAM that an instruction takes
+DSD_BYTES = int(SIMULATED["descriptor_bytes"].value)
+INSTRUCTION_BYTES = int(SIMULATED["instruction_bytes"].value)
 MUTABLE_FIELDS = (Field.BASE, Field.LENGTH, Field.STRIDE, Field.INNER, Field.OUTER, Field.COLOR)
 
 # A thread slot: eight words, then four operands (dst, a, b, c) of eight words each.

@@ -1,38 +1,34 @@
-"""Cycles that the machine charges, in one place. Each field says where its value comes from."""
+"""Cycles that the machine charges, in one place; `arch.py` says where each number comes from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from wafergpt.wafer.arch import SIMULATED
 from wafergpt.wafer.machine.isa import N_ALU, Alu
 
-# [assumed] cycles per element of a function, computed in software from multiplies and adds; a square root or
-# division by Newton steps from a table value. One element at a time: no SIMD.
+_N = {name: int(quantity.value) for name, quantity in SIMULATED.items()}
+
+# Cycles per element of a function.
 FUNCTION_CYCLES: dict[Alu, int] = {
-    Alu.DIV: 8,
-    Alu.SQRT: 10,
-    Alu.RSQRT: 8,
-    Alu.EXP: 12,
-    Alu.TANH: 24,
-    Alu.ERF: 28,
-    Alu.GELU: 32,
+    alu: _N[name] for alu in Alu if (name := f"function_{alu.name.lower()}_cycles") in _N
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """What the engines need of the hardware. `mesh` programs take `Timing()`; `arch.py` holds the sources."""
+    """What the engines need of the hardware: `arch.SIMULATED`, unless a program is given another."""
 
-    sram_bytes: int = 49152  # published: 48 KB per PE
-    n_colors: int = 24  # published
-    ramp_cycles: int = 2  # published (LUCZ): T_R, core to router and router to core
-    task_launch_cycles: int = 0  # [assumed] beyond the cycle in which the task is picked
-    div_cycles: int = 12  # [assumed] integer division
-    link_depth: int = 4  # [assumed] wavelets per router queue (color and port)
-    core_depth: int = 8  # [assumed] wavelets between router and core per color, those on the ramp included
-    up_depth: int = 8  # [assumed] wavelets between core and router per color, those on the ramp included
-    io_bytes_per_cycle: float = 176.0  # derived: 150 GB/s at 0.85 GHz
-    io_latency_cycles: int = 1000  # [assumed] per host copy
+    sram_bytes: int = _N["sram_bytes"]
+    n_colors: int = _N["n_colors"]
+    ramp_cycles: int = _N["ramp_cycles"]
+    task_launch_cycles: int = _N["task_launch_cycles"]
+    div_cycles: int = _N["div_cycles"]
+    link_depth: int = _N["link_depth"]
+    core_depth: int = _N["core_depth"]
+    up_depth: int = _N["up_depth"]
+    io_bytes_per_cycle: float = SIMULATED["io_bytes_per_cycle"].value
+    io_latency_cycles: int = _N["io_latency_cycles"]
     function_cycles: dict[Alu, int] = field(default_factory=lambda: dict(FUNCTION_CYCLES))
 
     def alu_cycles(self) -> list[int]:
