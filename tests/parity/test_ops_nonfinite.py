@@ -106,7 +106,8 @@ def test_a_bad_row_stays_out_of_the_others(path: str, op: str) -> None:
         assert bool(out[0].isfinite().all()) and not bool(out[1, 66:].isfinite().all())
         assert path == TORCH or bool(out[1, :64].isfinite().all())
     else:
-        x, weight, bias = (t.clone() for t in INPUTS["linear"])
+        # A width of whole tiles, as every published one: see the footgun on oneDNN's rests.
+        x, weight, bias = normal(70, 64, seed=1), normal(67, 64, seed=2), normal(67, seed=3).float()
         x[3, 5] = math.nan
         out = dispatch.linear(x, weight, bias, int8=path == INT8)
         assert bool(out[3].isnan().all())
