@@ -65,8 +65,5 @@ def train(
     if not is_first:
         return
     if result.held_out is not None:
-        print(
-            f"held out: {result.held_out.nats_per_token:.4f} nats/token,"
-            f" {result.held_out.bits_per_byte:.4f} bits/byte"
-        )
+        print(f"held out: {result.held_out}")
     print(f'next: wafergpt generate --model {out} "..."')

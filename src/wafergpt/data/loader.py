@@ -96,6 +96,10 @@ class Loader:
         """The position in the corpus of a window's first id; the last window ends where the corpus does."""
         return min(self.offset(epoch) + window * self.seq_len, self.shards.n_tokens - self.seq_len - 1)
 
+    def n_tokens(self, n_samples: int) -> int:
+        """Tokens of the first `n_samples` samples, as labels."""
+        return n_samples * self.seq_len
+
     def batch(self, index0: int, batch_size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """(inputs[B,T], labels[B,T]) for the global positions index0 … index0 + batch_size - 1.
 

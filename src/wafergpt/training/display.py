@@ -10,7 +10,7 @@ from rich.text import Text
 
 from wafergpt.model.config import FlopsConvention
 from wafergpt.training.config import TrainConfig
-from wafergpt.training.held_out import HeldOutLoss
+from wafergpt.training.held_out import Loss
 from wafergpt.training.report import StepReport
 from wafergpt.units import format_count, format_duration
 
@@ -34,7 +34,7 @@ class Display:
         self.peak_flops: float | None = None
         self._console = console or Console(quiet=True)
         self._is_live = console is not None and console.is_terminal
-        self._held_out: HeldOutLoss | None = None
+        self._held_out: Loss | None = None
         self._progress = Progress(
             TextColumn("step {task.completed}/{task.total}"),
             BarColumn(bar_width=20),
@@ -68,22 +68,20 @@ class Display:
         """The figures of one step: loss, held-out loss, rate, share of the matmul peak, time left."""
         parts = [f"loss {report.loss:.3f}"]
         if self._held_out is not None:
-            held_out = self._held_out
-            parts.append(f"held out {held_out.nats_per_token:.3f} ({held_out.bits_per_byte:.3f} bits/byte)")
+            parts.append(f"held out {self._held_out.brief}")
         parts.append(f"{format_count(round(tokens_per_s))} tok/s")
         if self.peak_flops is not None:
             parts.append(f"{peak_share(self.config, tokens_per_s, self.peak_flops):.0%} of peak")
-        left_tokens = (self.config.schedule.last_step - report.step) * self.config.tokens_per_step
+        left_tokens = (self.config.schedule.last_step - report.step) * report.n_tokens
         if tokens_per_s > 0:
             parts.append(f"ETA {format_duration(left_tokens / tokens_per_s)}")
         return "  ".join(parts)
 
-    def held_out(self, step: int, loss: HeldOutLoss) -> None:
+    def held_out(self, step: int, loss: Loss) -> None:
         """Show a held-out evaluation."""
         self._held_out = loss
         if not self._is_live:
-            figures = f"{loss.nats_per_token:.4f} nats/token, {loss.bits_per_byte:.4f} bits/byte"
-            self._print(f"step {step}  held out: {figures}")
+            self._print(f"step {step}  held out: {loss}")
 
     def samples(self, step: int, texts: list[str]) -> None:
         """Show samples of the model's text."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +15,32 @@ from wafergpt.errors import DataError
 from wafergpt.model.gpt import GPT
 from wafergpt.training.config import TrainConfig
 from wafergpt.training.distributed import World
+from wafergpt.training.metrics import plain
+
+
+class Loss(Protocol):
+    """What a held-out evaluation found; `str()` of it is what a person reads."""
+
+    @property
+    def brief(self) -> str:
+        """In the live line."""
+        ...
+
+    def to_line(self) -> dict[str, Any]:
+        """Fields of a metrics line."""
+        ...
+
+
+class Evaluation(Protocol):
+    """Held-out data and how a model is judged by it."""
+
+    def loss(self, model: GPT, world: World, batch_size: int, max_tokens: int | None = None) -> Loss:
+        """On at most about `max_tokens` tokens of it; every process takes part."""
+        ...
+
+    def from_line(self, line: Mapping[str, Any]) -> Loss:
+        """What `Loss.to_line` wrote."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +50,22 @@ class HeldOutLoss:
     nats_per_token: float
     bits_per_byte: float  # nats per token x predictions per byte of the whole held-out text / ln 2
     n_tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.nats_per_token:.4f} nats/token, {self.bits_per_byte:.4f} bits/byte"
+
+    @property
+    def brief(self) -> str:
+        """In the live line."""
+        return f"{self.nats_per_token:.3f} ({self.bits_per_byte:.3f} bits/byte)"
+
+    def to_line(self) -> dict[str, Any]:
+        """Fields of a metrics line."""
+        return {
+            "held_out_nats_per_token": plain(self.nats_per_token),
+            "held_out_bits_per_byte": plain(self.bits_per_byte),
+            "held_out_tokens": self.n_tokens,
+        }
 
 
 class HeldOut:
@@ -71,6 +115,14 @@ class HeldOut:
             nats_per_token=nats / count,
             bits_per_byte=nats / count * tokens_per_byte / math.log(2),
             n_tokens=int(count),
+        )
+
+    def from_line(self, line: Mapping[str, Any]) -> HeldOutLoss:
+        """What `HeldOutLoss.to_line` wrote."""
+        return HeldOutLoss(
+            nats_per_token=line["held_out_nats_per_token"],
+            bits_per_byte=line["held_out_bits_per_byte"],
+            n_tokens=line["held_out_tokens"],
         )
 
 

@@ -118,6 +118,10 @@ class RandomBatches:
         windows = random.integers(0, self.vocab_size, (batch_size, self.seq_len + 1))  # [B, T+1]
         return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
 
+    def n_tokens(self, n_samples: int) -> int:
+        """Tokens of the first `n_samples` samples."""
+        return n_samples * self.seq_len
+
 
 def measure_tokens_per_s(config: TrainConfig, duration_s: float = 10.0) -> float:
     """Training speed of `config` on this machine: steps for `duration_s` on random tokens.

@@ -39,12 +39,17 @@ def bind_weights(model: nn.Module, state: TrainState, precision: Precision) -> d
     """Make the model compute with the state's weights; returns name -> the tensor it computes with.
 
     In fp32 that tensor is the master itself. In bf16 and int8 every weight of two or more dimensions is a
-    bfloat16 copy that the optimiser refreshes; LayerNorms and biases stay the float32 masters.
+    bfloat16 copy that the optimiser refreshes; LayerNorms and biases stay the float32 masters. Weights the
+    state does not have are frozen.
     """
     weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
+        is_copy = precision is not Precision.FP32 and parameter.ndim >= 2
+        if name not in state.master:
+            parameter.requires_grad_(False)
+            parameter.data = parameter.data.to(torch.bfloat16).contiguous() if is_copy else parameter.data
+            continue
         master = state.master[name]
-        is_copy = precision is not Precision.FP32 and master.ndim >= 2
         weights[name] = master.to(torch.bfloat16) if is_copy else master
         parameter.data = weights[name]
     return weights

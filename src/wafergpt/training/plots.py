@@ -21,7 +21,7 @@ def moving_mean(values: Sequence[float], window: int) -> list[float]:
     return means
 
 
-def save_loss_curve(metrics_path: Path, png_path: Path, title: str) -> None:
+def save_loss_curve(metrics_path: Path, png_path: Path, title: str, unit: str = "nats/token") -> None:
     """Draw training and held-out loss over tokens from a metrics file into `png_path`.
 
     Raises MissingDependencyError without matplotlib, DataError when there is no loss to draw.
@@ -35,7 +35,12 @@ def save_loss_curve(metrics_path: Path, png_path: Path, title: str) -> None:
         ) from None
     lines = metrics.read(metrics_path)
     trained = [line for line in lines if line.get("loss") is not None]
-    held_out = [line for line in lines if line.get("held_out_nats_per_token") is not None]
+    name = (
+        "held_out_nats_per_token"
+        if any("held_out_nats_per_token" in line for line in lines)
+        else "held_out_nats"
+    )
+    held_out = [line for line in lines if line.get(name) is not None]
     if not trained:
         raise DataError(f"'{metrics_path}' holds no loss to draw")
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
@@ -47,14 +52,12 @@ def save_loss_curve(metrics_path: Path, png_path: Path, title: str) -> None:
         tokens, moving_mean(losses, window), color="tab:blue", label=f"training, mean of {window} steps"
     )
     if held_out:
-        axes.plot(*_columns(held_out, "total_tokens", "held_out_nats_per_token"), "o-", color="tab:orange",
+        axes.plot(*_columns(held_out, "total_tokens", name), "o-", color="tab:orange",
                   markersize=3, label="held out")  # fmt: skip
-        last = held_out[-1]
-        title += (
-            f"\nheld out: {last['held_out_nats_per_token']:.3f} nats/token, "
-            f"{last['held_out_bits_per_byte']:.3f} bits/byte"
-        )
-    axes.set(xlabel="training tokens", ylabel="loss (nats/token)", title=title)
+        title += f"\nheld out: {held_out[-1][name]:.3f} {unit}"
+        if "held_out_bits_per_byte" in held_out[-1]:
+            title += f", {held_out[-1]['held_out_bits_per_byte']:.3f} bits/byte"
+    axes.set(xlabel="training tokens", ylabel=f"loss ({unit})", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     picture = io.BytesIO()

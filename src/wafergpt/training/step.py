@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wafergpt.config import require
 from wafergpt.errors import NonFiniteError
@@ -30,8 +31,15 @@ Ids = npt.NDArray[np.int64]
 class BatchSource(Protocol):
     """Where batches come from (`data.loader.Loader`): a pure function of the position."""
 
-    def batch(self, index0: int, batch_size: int) -> tuple[Ids, Ids]:
-        """(inputs [B, T], labels [B, T]) of the samples `index0 ... index0 + batch_size - 1`."""
+    def batch(self, index0: int, batch_size: int) -> tuple[npt.NDArray[Any], ...]:
+        """What the objective takes of the samples `index0 ... index0 + batch_size - 1`.
+
+        Of the loader: (inputs [B, T], labels [B, T]).
+        """
+        ...
+
+    def n_tokens(self, n_samples: int) -> int:
+        """Tokens of the first `n_samples` samples."""
         ...
 
 
@@ -48,8 +56,15 @@ class Trainer:
         state: TrainState,
         batches: BatchSource,
         world: World | None = None,
+        *,
+        objective: nn.Module | None = None,
+        rules: Mapping[str, optim.UpdateRule] | None = None,
     ) -> None:
-        """`state` must hold the weights of `model`. Raises ConfigError if the batch does not split evenly."""
+        """`state` must hold the weights of `model` that are trained; the others are frozen.
+
+        `objective` makes the mean loss of what `batches` gives (the model's own by default), `rules` say how
+        each weight is updated. Raises ConfigError if the batch does not split evenly.
+        """
         self.config = config
         self.world = world or World()
         sequences_per_round = self.world.size * config.micro_batch_size
@@ -63,8 +78,8 @@ class Trainer:
         self.state = state
         self.batches = batches
         self.weights = optim.bind_weights(model, state, config.precision)
-        self.rules = optim.update_rules(config.model, config.optim, self.weights)
-        self._loss = self.world.replicate(LossModule(model))
+        self.rules = rules or optim.update_rules(config.model, config.optim, self.weights)
+        self._loss = self.world.replicate(objective or LossModule(model))
         self._sums: dict[str, Tensor] = {}  # float32 gradient sums, kept between steps for their memory
         self._stop_requested = False
 
@@ -76,12 +91,17 @@ class Trainer:
         """Whether any process was asked to stop. Every process must ask, between steps only."""
         return self.world.any(self._stop_requested)
 
+    @property
+    def total_tokens(self) -> int:
+        """Tokens seen since the start of the run, over all processes."""
+        return self.batches.n_tokens(self.state.sample_index)
+
     def step(self) -> StepReport | None:
         """Do the next step. None: a stop was requested half-way, and nothing was changed.
 
         Raises NonFiniteError at the tenth step in a row whose loss or gradient is not finite.
         """
-        started = time.perf_counter()
+        started, n_tokens_before = time.perf_counter(), self.total_tokens
         lr = learning_rate(self.config.schedule, self.config.optim.peak_lr, self.state.step)
         try:
             loss = self._backward()
@@ -106,8 +126,8 @@ class Trainer:
             loss=loss,
             lr=lr,
             grad_norm=norm,
-            n_tokens=self.config.tokens_per_step,
-            total_tokens=self.state.sample_index * self.config.data.seq_len,
+            n_tokens=self.total_tokens - n_tokens_before,
+            total_tokens=self.total_tokens,
             skipped=skipped,
             elapsed_s=time.perf_counter() - started,
         )
@@ -123,10 +143,10 @@ class Trainer:
             if self._stop_requested and self.world.size == 1:
                 return None
             size = self.config.micro_batch_size
-            inputs, labels = self.batches.batch(first + i * size, size)
-            ids = [torch.from_numpy(array).to(self.world.device) for array in (inputs, labels)]
+            arrays = self.batches.batch(first + i * size, size)
+            given = [torch.from_numpy(array).to(self.world.device) for array in arrays]
             with self.world.alone(self._loss) if accumulate else contextlib.nullcontext():
-                loss = self._loss(*ids)
+                loss = self._loss(*given)
                 loss.backward()
             total += float(loss.detach())
             if accumulate:
@@ -139,6 +159,8 @@ class Trainer:
     def _add_gradients(self, is_first: bool) -> None:
         """Move this micro-batch's gradients into float32 sums: bfloat16 sums would lose the small ones."""
         for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                continue
             assert parameter.grad is not None
             if name not in self._sums:
                 self._sums[name] = torch.empty_like(self.state.master[name])

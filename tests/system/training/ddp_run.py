@@ -51,6 +51,9 @@ class Recorder:
             self.windows.append(self.loader.sample_id(epoch, position))
         return self.loader.batch(index0, batch_size)
 
+    def n_tokens(self, n_samples: int) -> int:
+        return self.loader.n_tokens(n_samples)
+
 
 def train(config: TrainConfig, world: World, *, same_share: bool = False) -> dict[str, list[float]]:
     """Losses and windows of this process. `same_share` plants a bug: all read the first share."""

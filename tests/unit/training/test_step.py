@@ -193,6 +193,9 @@ def test_a_stop_between_micro_batches_changes_nothing(data: Path) -> None:
                 trainer.request_stop()
             return batch(index0, batch_size)
 
+        def n_tokens(self, n_samples: int) -> int:
+            return 16 * n_samples
+
     trainer.batches = Stopping()
     assert trainer.step() is None
     assert n_read == 3
@@ -210,6 +213,9 @@ class Recorder:
         self.samples += range(index0, index0 + batch_size)
         zeros = np.zeros((batch_size, 16), np.int64)
         return zeros, zeros
+
+    def n_tokens(self, n_samples: int) -> int:
+        return 16 * n_samples
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
