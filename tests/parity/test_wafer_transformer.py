@@ -112,6 +112,18 @@ def test_both_engines_agree_to_the_bit() -> None:
     assert runs[0].machine.trace_hash() == runs[1].machine.trace_hash()
 
 
+@pytest.mark.long
+def test_a_hundred_runs_in_any_number_of_host_threads_are_one() -> None:
+    """Every event with its cycle and value, and all memory at the end. The busy program of the machine's own
+    tests does the same in any order of PEs, by default."""
+    model, found = disturbed(SMALL), set()
+    for run in range(100):
+        mesh = on_mesh(model, 16, width=4, height=4, threads=1 + run % 4)
+        mesh.generate([5, 31, 2], 6)
+        found.add(mesh.machine.trace_hash())
+    assert len(found) == 1
+
+
 class Log:
     """What the host does with a machine: copies in, launches, copies out, in order."""
 
