@@ -24,11 +24,11 @@ def storage_of(x: Tensor) -> Any | None:
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter that was used. `storage` keeps its address from being given to another tensor."""
+    """A parameter that was used. `reference`: to its memory, which may go while the region runs."""
 
     name: str
     n_elements: int
-    storage: Any = field(repr=False)
+    reference: Any = field(repr=False)
 
 
 @dataclass
@@ -44,17 +44,21 @@ class _Alive:
 
 @dataclass
 class Memory:
-    """Storages by address. `word_bytes`: what a floating-point number takes on the wafer."""
+    """Storages by address; none is kept from being freed. `word_bytes`: of a floating-point number there.
+
+    `n_parameters`: values of the parameters that were used, the most at one time.
+    """
 
     word_bytes: int
     weights: dict[int, Weight] = field(default_factory=dict)
     names: dict[int, tuple[str, Any]] = field(default_factory=dict)
-    addresses: dict[int, Tensor] = field(
-        default_factory=dict
-    )  # data pointer -> parameter, for native kernels
+    # data pointer -> parameter, for native kernels
+    addresses: weakref.WeakValueDictionary[int, Tensor] = field(default_factory=weakref.WeakValueDictionary)
     alive: dict[int, _Alive] = field(default_factory=dict)
     activation_bytes: float = 0.0
     activation_bytes_peak: float = 0.0
+    n_parameters: int = 0
+    n_parameters_now: int = 0
 
     def n_bytes(self, x: Tensor) -> float:
         """Bytes of x on the wafer: its word for a real number, at most four for an integer."""
@@ -70,7 +74,9 @@ class Memory:
         for name, parameter in module.named_parameters():
             storage = storage_of(parameter)
             if storage is not None:
-                self.names.setdefault(storage._cdata, (name, storage))
+                key = storage._cdata
+                if key not in self.names:
+                    self.names[key] = (name, weakref.ref(storage, self._forget(key)))
                 if parameter.device.type == "cpu" and not isinstance(parameter, FakeTensor):
                     self.addresses[parameter.data_ptr()] = parameter
 
@@ -88,7 +94,10 @@ class Memory:
         if is_named or isinstance(x, nn.Parameter) or (x.requires_grad and x.is_leaf):
             self._drop(key)
             name = self.names[key][0] if is_named else f"parameter {len(self.weights)}"
-            self.weights[key] = Weight(name, storage.nbytes() // max(x.element_size(), 1), storage)
+            n_elements = storage.nbytes() // max(x.element_size(), 1)
+            self.weights[key] = Weight(name, n_elements, weakref.ref(storage, self._forget(key)))
+            self.n_parameters_now += n_elements
+            self.n_parameters = max(self.n_parameters, self.n_parameters_now)
             return self.weights[key]
         return None
 
@@ -130,7 +139,16 @@ class Memory:
         return n_elements * (self.n_bytes(x) / n) if n else 0.0
 
     def _forget(self, key: int) -> Any:
-        return lambda _: self._drop(key)
+        """What to do when the storage at `key` is freed: its address may be another's from then on."""
+
+        def freed(_: Any) -> None:
+            self._drop(key)
+            self.names.pop(key, None)
+            weight = self.weights.pop(key, None)
+            if weight is not None:
+                self.n_parameters_now -= weight.n_elements
+
+        return freed
 
     def _drop(self, key: int) -> None:
         entry = self.alive.pop(key, None)
@@ -139,13 +157,10 @@ class Memory:
 
     def close(self) -> None:
         """Let go of every storage; what is counted stays."""
-        for table in (self.alive, self.weights, self.names, self.addresses):
-            table.clear()
-
-    @property
-    def n_parameters(self) -> int:
-        """Values of the parameters that were used."""
-        return sum(weight.n_elements for weight in self.weights.values())
+        self.alive.clear()
+        self.weights.clear()
+        self.names.clear()
+        self.addresses.clear()
 
 
 def rows_and_tokens(arguments: Iterable[Any]) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -271,3 +272,21 @@ def test_equal_operators_are_merged() -> None:
             x.add(1)
     (op,) = (op for op in wafer.workload.ops if op.name == "aten::add")
     assert isinstance(op, Op) and op.count == 4 and op.n_flops == 3 and op.host_s > 0
+
+
+def test_what_the_code_lets_go_of_is_freed() -> None:
+    """Inputs that ask for a gradient and models that are dropped, in one long region; counted once each."""
+    model, wafer = nn.Linear(64, 64), WSE2()
+    seen: list[weakref.ref[object]] = []
+    with wafer:
+        for _ in range(4):
+            x = torch.ones(8, 64, requires_grad=True)
+            other = nn.Linear(64, 32)
+            seen += [weakref.ref(x.untyped_storage()), weakref.ref(other.weight.untyped_storage())]
+            (model(x).sum() + other(x).sum()).backward()
+        del x, other
+        assert not any(reference() for reference in seen)
+    one = 64 * 64 + 64
+    assert wafer.workload.n_parameters <= one + 2 * (8 * 64 + 64 * 32 + 32)
+    products = [op for op in wafer.workload.select(OpKind.MATMUL) if op.phase == "forward"]
+    assert sum(op.count for op in products) == 8 and len(products) <= 4  # equal ones are merged
