@@ -18,7 +18,10 @@ from wafergpt.errors import ConfigError, did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A binary floating-point format with IEEE 754's special values. `torch_dtype`: its own type, if any."""
+    """A binary floating-point format with IEEE 754's special values. `torch_dtype`: its own type, if any.
+
+    `note`: what is assumed of it.
+    """
 
     name: str
     exponent_bits: int
@@ -98,7 +101,7 @@ FORMATS: dict[str, Format] = {
         exponent_bits=6,
         mantissa_bits=9,
         torch_dtype=None,
-        note="bias 31, subnormals and infinities as in IEEE 754 are assumed",
+        note="not published: taken as in IEEE 754, and so are subnormals, infinities and rounding",
     ),
     "fp16": Format(name="fp16", exponent_bits=5, mantissa_bits=10, torch_dtype=torch.float16),
     "bf16": Format(name="bf16", exponent_bits=8, mantissa_bits=7, torch_dtype=torch.bfloat16),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from time import perf_counter_ns
 from types import TracebackType
@@ -19,8 +21,8 @@ from wafergpt.devices.numerics import Format, format_of
 from wafergpt.devices.records import Records
 from wafergpt.units import format_bytes
 from wafergpt.wafer.analytic.price import EXECUTIONS, SRAM_SHARE, price
-from wafergpt.wafer.arch import Arch, get_arch
-from wafergpt.wafer.report import Report
+from wafergpt.wafer.arch import Arch, Evidence, Quantity, get_arch
+from wafergpt.wafer.report import Assumption, Report
 from wafergpt.wafer.workload import WORD_BYTES, Workload
 
 EXACT = "exact"
@@ -184,7 +186,7 @@ class WSE2:
         return max(self._elapsed_ns / 1e9 - watching_s, 1e-9)
 
     def _priced(self, workload: Workload, host_s: float) -> Report:
-        return price(
+        report = price(
             workload,
             self.arch,
             execution=self.execution,
@@ -192,6 +194,19 @@ class WSE2:
             release=self.release,
             host_s=host_s,
         )
+        return replace(report, assumptions=(*self._assumptions(), *report.assumptions))
+
+    def _assumptions(self) -> Iterator[Assumption]:
+        """What is known of the number format that the wafer computes in."""
+        simd = f"simd_{self.dtype}"
+        if self._form is None:
+            chosen = f"the wafer is taken to compute in {self.dtype}; results here are the host's own"
+            word = Quantity(WORD_BYTES[self.dtype], "B", Evidence.ASSUMED, chosen)
+            yield Assumption.of("word_bytes", word)
+        elif self._form.note:
+            bias = Quantity(self._form.bias, "exponent", Evidence.ASSUMED, self._form.note)
+            yield Assumption.of(f"{self.dtype}_exponent_bias", bias)
+        yield Assumption.of(simd, self.arch.quantities()[simd])
 
     def _refuse_too_large(self, model: nn.Module) -> None:
         """Before a resident model runs: its weights alone must fit."""

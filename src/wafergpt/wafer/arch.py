@@ -175,8 +175,12 @@ class Arch:
         return self._whole("max_systems")
 
     def at_sdk_clock(self) -> Arch:
-        """The same wafer at the SDK's clock: equal cycles, every time longer by the ratio of the clocks."""
+        """The same wafer at the SDK's clock: equal cycles on the chip, rates lower by the clocks' ratio."""
+        ratio = self.clock_sdk_hz / self.clock_hz
         figures = {**self.figures, "clock_hz": self.figures["clock_sdk_hz"]}
+        for name in ("peak_flops_per_s", "memory_bandwidth_bytes_per_s", "fabric_bandwidth_bytes_per_s"):
+            known = figures[name]
+            figures[name] = _derived(known.value * ratio, known.unit, f"at the SDK's clock; {known.source}")
         return replace(self, name=f"{self.name} at {self.clock_sdk_hz / 1e9:g} GHz", figures=figures)
 
     def flops_per_s(self, dtype: str = "fp16") -> float:

@@ -251,6 +251,19 @@ def test_the_report_has_everything_a_planner_asks_for() -> None:
     assert Report.from_json(report.to_json()) == report
 
 
+@pytest.mark.parametrize(
+    ("numerics", "name"), [(None, "word_bytes"), ("cb16", "cb16_exponent_bias"), ("cb16", "simd_cb16")]
+)
+def test_what_is_assumed_of_the_format_is_labelled(numerics: str | None, name: str) -> None:
+    with WSE2(numerics=numerics) as wafer:
+        torch.ones(2) + 1
+    known = {a.name: a.evidence for a in wafer.report.assumptions}
+    assert known[name] == "assumed"
+    with WSE2(numerics="fp16") as other:
+        torch.ones(2) + 1
+    assert {a.name: a.evidence for a in other.report.assumptions}["simd_fp16"] == "published"
+
+
 def test_a_resident_model_that_cannot_fit_is_refused_before_it_runs() -> None:
     ran = []
 

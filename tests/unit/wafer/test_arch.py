@@ -30,7 +30,7 @@ def test_both_clocks_give_the_same_cycles() -> None:
         runs = [price(workload, arch, execution="resident") for arch in (fast, slow)]
         assert runs[1].clock_hz == 0.85e9
         assert runs[1].modelled_s == pytest.approx(runs[1].cycles / 0.85e9)
-        for part in ("fabric", "reduction"):
+        for part in ("compute", "fabric", "reduction"):
             assert runs[0].breakdown_cycles[part] == pytest.approx(runs[1].breakdown_cycles[part])
     with pytest.raises(ConfigError, match="unknown clock '2GHz'; known: WSE-2@sdk"):
         get_arch("WSE-2@2GHz")
