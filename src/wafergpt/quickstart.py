@@ -13,14 +13,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from wafergpt import api
+from wafergpt import api, quickstart_wafer
+from wafergpt.checkpoints.files import write_atomic
 from wafergpt.data.config import HeldOut, HeldOutMode, PrepareConfig
+from wafergpt.errors import MissingDependencyError
 from wafergpt.evaluation.report import EvaluationReport
 from wafergpt.inference.sampling import SamplingConfig
-from wafergpt.quickstart_report import Facts, SourceText, write_report
+from wafergpt.model.config import GPTConfig
+from wafergpt.quickstart_report import WAFER_PAGE, Facts, SourceText, write_report
+from wafergpt.quickstart_wafer import WaferView
 from wafergpt.runs.quickstart import QuickstartConfig, departures, train_config
 from wafergpt.training.config import Precision
 from wafergpt.units import format_bytes, format_count, format_duration
+from wafergpt.wafer.analytic.plan import plan
+from wafergpt.wafer.analytic.shape import Shape
 
 
 @dataclass(kw_only=True)
@@ -78,6 +84,11 @@ def quickstart(config: QuickstartConfig, folder: Path, console: Console) -> Path
         samples = tuple(
             (prompt, loaded.generate(prompt, _sampling(config)).text) for prompt in config.prompts
         )
+    with clock.part("look at it on a wafer"):
+        view = quickstart_wafer.look(
+            run.model, batch_size=run.batch_size, step_s=result.elapsed_s / run.schedule.total_steps
+        )
+        write_atomic(folder / WAFER_PAGE, wafer_page(view, run.model).encode())
     facts = Facts(
         config=config,
         run=run,
@@ -90,9 +101,12 @@ def quickstart(config: QuickstartConfig, folder: Path, console: Console) -> Path
         trained_s=result.elapsed_s,
         n_skipped=result.n_skipped,
         parts_s=clock.parts_s,
+        wafer=view,
     )
     report = write_report(folder, facts)
-    _show(console, evaluation, samples, clock)
+    _show(console, evaluation, samples)
+    show_wafer(console, view)
+    console.print(f"\ntook {format_duration(sum(clock.parts_s.values()))} in all", highlight=False)
     return report
 
 
@@ -145,13 +159,30 @@ def _sampler(config: QuickstartConfig, data: Path) -> api.Sampler:
     return api.make_sampler(data, config.prompts[:1], _sampling(config))
 
 
-def _show(
-    console: Console, evaluation: EvaluationReport, samples: tuple[tuple[str, str], ...], clock: Clock
-) -> None:
+def wafer_page(view: WaferView, model: GPTConfig) -> str:
+    """The HTML page, with its figures where matplotlib is there to draw them."""
+    try:
+        from wafergpt.wafer.plots.pages import model_pictures, report_pictures
+    except MissingDependencyError as error:
+        return quickstart_wafer.page(view, [], str(error))
+    name, shape = quickstart_wafer.NAME, Shape.of(model)
+    scaling = plan(name, shape, seq_len=model.max_seq_len).scaling
+    shown = report_pictures(view.steps[0])
+    shown += model_pictures(name, shape, context=model.max_seq_len, scaling=scaling)
+    return quickstart_wafer.page(view, shown)
+
+
+def show_wafer(console: Console, view: WaferView) -> None:
+    """Print the wafer's view of the model and of the published sizes."""
+    console.print()
+    for table in quickstart_wafer.tables(view):
+        console.print(table)
+    console.print(quickstart_wafer.NOTE, highlight=False)
+
+
+def _show(console: Console, evaluation: EvaluationReport, samples: tuple[tuple[str, str], ...]) -> None:
     console.print()
     for row in sorted(evaluation.rows, key=lambda row: row.bits_per_byte):
         console.print(f"{row.bits_per_byte:8.4f} bits/byte  {row.name}")
     for prompt, text in samples:
         console.print(f"\n[bold]{prompt}[/bold]{text}", markup=True, highlight=False)
-    total_s = sum(clock.parts_s.values())
-    console.print(f"\ntook {format_duration(total_s)} in all", highlight=False)

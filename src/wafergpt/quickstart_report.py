@@ -8,15 +8,18 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from wafergpt import quickstart_wafer
 from wafergpt.checkpoints.files import write_atomic
 from wafergpt.config import to_dict
 from wafergpt.evaluation.report import EvaluationReport, Kind
+from wafergpt.quickstart_wafer import WaferView
 from wafergpt.recipes import compute_optimal
 from wafergpt.runs.quickstart import QuickstartConfig
 from wafergpt.training.config import Precision, TrainConfig
 from wafergpt.units import format_count, format_duration, format_flops
 
 CURVE = "run/loss.png"
+WAFER_PAGE = "wafer.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,7 @@ class Facts:
     trained_s: float  # time in steps
     n_skipped: int
     parts_s: dict[str, float]
+    wafer: WaferView
 
     @property
     def tokens_per_s(self) -> float:
@@ -69,8 +73,8 @@ def write_report(folder: Path, facts: Facts) -> Path:
 
 
 def _markdown(facts: Facts) -> str:
-    sections = (_head(facts), _result(facts), _samples(facts), _recipe(facts), _time(facts), _next(facts))
-    return "\n".join(sections)
+    sections = (_head, _result, _samples, _recipe, _time, _wafer, _next)
+    return "\n".join(section(facts) for section in sections)
 
 
 def _head(facts: Facts) -> str:
@@ -141,6 +145,10 @@ def _time(facts: Facts) -> str:
         f"## Where the time went\n\n| part | took |\n|---|---:|\n{rows}\n\n"
         f"Training ran at {facts.tokens_per_s:,.0f} tokens/s (tried before: {speeds}).\n{share}"
     )
+
+
+def _wafer(facts: Facts) -> str:
+    return quickstart_wafer.markdown(facts.wafer, WAFER_PAGE)
 
 
 def _next(facts: Facts) -> str:

@@ -85,7 +85,7 @@ RULES: dict[str, Rule] = {
         5, "backends.backend", "backends.pages", "kernels", "checkpoints", "model", "ops"
     ),
     "devices": _torch(5, "wafer", "ops"),
-    "finetuning": _torch(6, "training", "tasks", "data", "model", "checkpoints"),
+    "finetuning": _torch(6, "training", "tasks", "data", "model", "checkpoints", "tokenizer"),
     "finetuning.config": _free(6, "training.config", *_MODEL_SHAPE),
     "inference": _free(
         6, "backends.backend", "backends.pages", "kernels", "tokenizer", third_party=("numpy",)
@@ -102,6 +102,7 @@ RULES: dict[str, Rule] = {
     "engines": _torch(9, "", third_party=("numpy", "transformers", "xllamacpp")),
     "quickstart": _torch(9, "", third_party=("rich",)),
     "quickstart_report": _torch(9, ""),
+    "quickstart_wafer": _torch(9, "", third_party=("rich",)),
     "cli": _free(10, "api", "conversion", "quickstart", "runs", third_party=("typer", "rich")),
     "cli.assets": _free(10, "assets", third_party=("typer", "rich")),
     "cli.prepare": _free(10, "api", "data", third_party=("typer", "rich")),

@@ -34,5 +34,6 @@ def quickstart(
     if folder != out:
         console.print(f"'{out}' holds something already; writing to '{folder}'")
     report = flow.quickstart(config, folder, console)
-    console.print(f"\nreport: {report}\ncurve:  {folder / 'run' / 'loss.png'}\nmodel:  {folder / 'run'}")
+    console.print(f"\nreport: {report}\ncurve:  {folder / 'run' / 'loss.png'}")
+    console.print(f"wafer:  {folder / 'wafer.html'}\nmodel:  {folder / 'run'}")
     console.print(f'next:   wafergpt generate --model {folder / "run"} "{config.prompts[0]}"')

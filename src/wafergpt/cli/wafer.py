@@ -9,7 +9,6 @@ import typer
 
 if TYPE_CHECKING:
     from wafergpt.wafer.analytic.shape import Shape
-    from wafergpt.wafer.workload import TransformerShape
 
 
 def plan_run(
@@ -93,14 +92,14 @@ def report_run(
     else:
         from wafergpt.wafer.analytic.plan import plan
         from wafergpt.wafer.analytic.price import price
-        from wafergpt.wafer.workload import describe_transformer
+        from wafergpt.wafer.workload import TransformerShape, describe_transformer
 
         title, shape, window = _shape(run)
         window = _checked(window if seq_len is None else seq_len, batch)
         answer = plan(title, shape, seq_len=window, systems=systems, batch=batch)
         rows = batch or (answer.batch if mode == "train" else systems)
         workload = describe_transformer(
-            _described(title, shape, window), batch=rows, seq_len=window, mode=mode
+            TransformerShape.of(title, shape, window), batch=rows, seq_len=window, mode=mode
         )
         execution = execution or ("streaming" if mode == "train" else "resident")
         report = price(workload, execution=execution, systems=systems)
@@ -142,23 +141,6 @@ def _checked(window: int, batch: int | None) -> int:
     return window
 
 
-def _described(name: str, shape: Shape, window: int) -> TransformerShape:
-    """The same shape as a workload takes it."""
-    from wafergpt.wafer.workload import TransformerShape
-
-    return TransformerShape(
-        name=name,
-        n_layers=shape.n_layers,
-        d_model=shape.d_model,
-        n_heads=shape.n_heads,
-        n_kv_heads=shape.n_kv_heads,
-        d_ffn=shape.d_ffn,
-        vocab_size=shape.vocab,
-        max_seq_len=window,
-        gated_ffn=shape.gated_ffn,
-    )
-
-
 _EVIDENCE = ("published:", "derived:", "assumed:", "fitted:")
 
 
@@ -189,13 +171,4 @@ def _shape(name: str) -> tuple[str, Shape, int]:
         member = family.get(name)
     except ConfigError as error:
         raise ConfigError(f"{error}; GPT-3: {', '.join(f'gpt3-{key}' for key in GPT3_SHAPES)}") from None
-    config = member.config
-    shape = Shape(
-        n_layers=config.n_layers,
-        d_model=config.d_model,
-        d_ffn=config.ffn_width,
-        n_heads=config.n_heads,
-        n_kv_heads=config.n_heads,
-        vocab=config.vocab_size,
-    )
-    return member.name, shape, config.max_seq_len
+    return member.name, Shape.of(member.config), member.config.max_seq_len

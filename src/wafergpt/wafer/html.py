@@ -76,7 +76,7 @@ def pictures(shown: Iterable[Picture]) -> str:
 def report_page(
     report: Report, shown: Sequence[Picture] = (), notes: Sequence[str] = (), more: Sequence[str] = ()
 ) -> str:
-    """A report with its figures and every number that it stands on; `more`: HTML before the operators."""
+    """A report with its figures and every number that it stands on; `more`: HTML before the figures."""
     title = f"{report.description or 'A run'} on {report.systems} x {report.arch}, modelled"
     lead = "Every figure here is modelled, not measured on a wafer, unless it says measured."
     return document(
@@ -85,8 +85,8 @@ def report_page(
         + [
             _numbers(report),
             _breakdown(report),
-            pictures(shown),
             *more,
+            pictures(shown),
             _operators(report),
             _unmapped(report),
         ]

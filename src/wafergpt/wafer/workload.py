@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from wafergpt.config import require
+from wafergpt.wafer.analytic.shape import Shape
 
 
 class OpKind(StrEnum):
@@ -148,6 +149,13 @@ class TransformerShape:
     def __post_init__(self) -> None:
         require(self.d_model % self.n_heads == 0, f"d_model = {self.d_model}, n_heads = {self.n_heads}")
         require(self.n_heads % self.n_kv_heads == 0, f"{self.n_heads} heads share {self.n_kv_heads} keys")
+
+    @classmethod
+    def of(cls, name: str, shape: Shape, max_seq_len: int) -> TransformerShape:
+        """The closed forms' shape with a name and a window."""
+        names = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_ffn", "gated_ffn")
+        same = {each: getattr(shape, each) for each in names}
+        return cls(name=name, vocab_size=shape.vocab, max_seq_len=max_seq_len, **same)
 
     @property
     def d_head(self) -> int:

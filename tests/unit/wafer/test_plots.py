@@ -170,6 +170,9 @@ def test_the_memory_map_has_all_bytes() -> None:
     heights = [patch.get_height() for patch in stack.patches if isinstance(patch, Rectangle)]
     assert heights == [2, 2, 2.5, 5], "mean and fullest of code, then of data"
     assert stack.lines[0].get_ydata()[0] == 48
+    few = mesh_plots.memory_map({"code": np.array([[5, 7]])}, 48, "x").axes[0]
+    np.testing.assert_array_equal(few.images[0].get_array(), [[5, 7]])
+    assert few.get_title() == "code: 5 to 7 B"
 
 
 def test_the_tile_map_shows_who_holds_which_rows() -> None:

@@ -3,6 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
+
+
+class GPTLike(Protocol):
+    """What a shape needs of `model.config.GPTConfig`."""
+
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def ffn_width(self) -> int: ...
+    @property
+    def n_heads(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +32,18 @@ class Shape:
     n_kv_heads: int
     vocab: int
     gated_ffn: bool = False
+
+    @classmethod
+    def of(cls, config: GPTLike) -> Shape:
+        """The shape of a GPT of ours."""
+        return cls(
+            n_layers=config.n_layers,
+            d_model=config.d_model,
+            d_ffn=config.ffn_width,
+            n_heads=config.n_heads,
+            n_kv_heads=config.n_heads,
+            vocab=config.vocab_size,
+        )
 
     @property
     def kv_width(self) -> int:

@@ -95,14 +95,15 @@ def memory_map(parts: Mapping[str, NDArray[Any]], limit_bytes: int, name: str) -
     maps, bars = figure.subfigures(1, 2, width_ratios=(1.5, 1))  # type: ignore[misc]
     panels = maps.subplots(-(-len(parts) // 2), 2, squeeze=False)
     for axes, (part, n_bytes) in zip(panels.flat, parts.items(), strict=False):
+        unit, scale = ("KiB", 1024) if n_bytes.max() >= 1024 else ("B", 1)
+        low, high = n_bytes.min() / scale, n_bytes.max() / scale
         image = axes.imshow(
-            n_bytes / 1024, cmap=SHADES, vmin=0, vmax=max(n_bytes.max() / 1024, 0.01), interpolation="nearest"
+            n_bytes / scale, cmap=SHADES, vmin=0, vmax=max(high, 1 / scale), interpolation="nearest"
         )
         outline_mesh(axes, width, height)
-        low, high = n_bytes.min() / 1024, n_bytes.max() / 1024
-        said = f"{high:.2f} KiB each" if low == high else f"{low:.2f} to {high:.2f} KiB"
+        said = f"{high:.3g} {unit} each" if low == high else f"{low:.3g} to {high:.3g} {unit}"
         axes.set_title(f"{part}: {said}", fontsize=9)
-        shade_bar(axes, image, "KiB")
+        shade_bar(axes, image, unit)
     for axes in panels.flat[len(parts) :]:
         axes.set_visible(False)
     fullest = np.unravel_index(int(total.argmax()), total.shape)
