@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from wafergpt.assets.table import Asset, Member
+from wafergpt.assets.asset import Asset, Member
 from wafergpt.errors import AssetError
 from wafergpt.units import MIB
 
 _BLOCK_BYTES = MIB
+_BELOW = "/**/"
 
 
 def sha256_file(path: Path) -> str:
@@ -41,7 +42,7 @@ def extract(asset: Asset, archive: Path, into: Path) -> None:
             member = next((m for m in asset.members if _matches(m, path)), None)
             if member is not None:
                 allowed = member.size_bytes - taken[member.path]
-                taken[member.path] += _copy(stream, into / PurePosixPath(path).name, allowed, asset, path)
+                taken[member.path] += _copy(stream, into / _local_name(member, path), allowed, asset, path)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the archive
@@ -56,8 +57,9 @@ def check_member(asset: Asset, member: Member, folder: Path) -> None:
     if not files:
         raise AssetError(f"asset '{asset.name}' lacks '{member.path}'")
     if "*" in member.path:
-        parent = PurePosixPath(member.path).parent
-        lines = "".join(f"{sha256_file(file)}  {parent / file.name}\n" for file in files)
+        folder_path, below, _ = member.path.partition(_BELOW)
+        parent = folder_path if below else str(PurePosixPath(member.path).parent)
+        lines = "".join(f"{sha256_file(file)}  {parent}/{file.name}\n" for file in files)
         found = hashlib.sha256(lines.encode()).hexdigest()
     else:
         found = sha256_file(files[0])
@@ -71,7 +73,16 @@ def member_files(member: Member, folder: Path) -> list[Path]:
     return sorted(folder.glob(name)) if "*" in name else [f for f in [folder / name] if f.exists()]
 
 
+def _local_name(member: Member, path: str) -> str:
+    """The file name for `path`: never with a `/`, so that it stays in its folder."""
+    folder, below, _ = member.path.partition(_BELOW)
+    return path[len(folder) + 1 :].replace("/", "+") if below else PurePosixPath(path).name
+
+
 def _matches(member: Member, path: str) -> bool:
+    folder, below, name = member.path.partition(_BELOW)
+    if below:
+        return path.startswith(folder + "/") and fnmatch.fnmatchcase(PurePosixPath(path).name, name)
     same_folder = PurePosixPath(path).parent == PurePosixPath(member.path).parent
     return same_folder and fnmatch.fnmatchcase(PurePosixPath(path).name, PurePosixPath(member.path).name)
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wafergpt.assets.table import Asset, Registry
+from wafergpt.assets.asset import Asset, Registry
 from wafergpt.errors import AssetError
 
 Progress = Callable[[int, int], None]

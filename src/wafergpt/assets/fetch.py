@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wafergpt.assets.archives import check_member, extract, sha256_file
+from wafergpt.assets.asset import Asset, Registry
 from wafergpt.assets.download import Progress, download
-from wafergpt.assets.table import ASSETS, Asset, Registry, get
+from wafergpt.assets.table import ASSETS, get
 from wafergpt.errors import AssetError, StorageError
 from wafergpt.units import format_bytes
 

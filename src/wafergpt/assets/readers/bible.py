@@ -10,6 +10,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from wafergpt.assets.readers.document import TextDocument
 from wafergpt.errors import AssetError
@@ -26,7 +27,17 @@ _PSALM_HEADING = re.compile(r"\s*(?:BOOK [IV]+)?\s*Psalm \d+\b")
 
 
 def basic_english(folder: Path) -> Iterator[TextDocument]:
-    """The Bible in Basic English; its verse offsets are off by some characters, so markers are read."""
+    """The Bible in Basic English."""
+    yield from _documents(*basic_english_books(folder))
+
+
+def by_offsets(folder: Path) -> Iterator[TextDocument]:
+    """The King James and World English Bibles."""
+    yield from _documents(*books_by_offsets(folder))
+
+
+def basic_english_books(folder: Path) -> tuple[list[Chapters], list[str]]:
+    """(books, their titles); its verse offsets are off by some characters, so markers are read."""
     text, titles = _text_and_titles(folder / "plain_text_bible.py")
     books: list[Chapters] = []
     markers = list(_MARKER.finditer(text))
@@ -38,11 +49,11 @@ def basic_english(folder: Path) -> Iterator[TextDocument]:
             books[-1].append([])
         end = following.start() if following else len(text)
         books[-1][-1].append(text[marker.end() : end])
-    yield from _books(books, titles)
+    return books, titles
 
 
-def by_offsets(folder: Path) -> Iterator[TextDocument]:
-    """The King James and World English Bibles: cut at the verse offsets their files give."""
+def books_by_offsets(folder: Path) -> tuple[list[Chapters], list[str]]:
+    """(books, their titles), cut at the verse offsets the files of KJV and WEB give."""
     path = next(folder.glob("plain_text_readers_bible.py"))
     call = _call(path)
     text, titles = _text_and_titles(path)
@@ -65,7 +76,21 @@ def by_offsets(folder: Path) -> Iterator[TextDocument]:
             heading = verse[found.end() :].strip() + " "
             verse = verse[: found.start()]
         books[-1][-1].append(verse)
-    yield from _books(books, titles)
+    return books, titles
+
+
+def verse_pairs(king_james: Path, basic: Path) -> Iterator[dict[str, Any]]:
+    """{"source", "target", "group"}: a verse of the King James Version, the same in Basic English, its book.
+
+    Chapters that the two divide into different numbers of verses are left out: 66, nearly all psalms.
+    """
+    sources, _ = books_by_offsets(king_james)
+    targets, titles = basic_english_books(basic)
+    for title, source_book, target_book in zip(titles, sources, targets, strict=True):
+        for source_chapter, target_chapter in zip(source_book, target_book, strict=True):
+            if len(source_chapter) == len(target_chapter):
+                for source, target in zip(source_chapter, target_chapter, strict=True):
+                    yield {"source": clean(source), "target": clean(target), "group": title}
 
 
 def _call(path: Path) -> ast.Call:
@@ -83,15 +108,15 @@ def _text_and_titles(path: Path) -> tuple[str, list[str]]:
     return str(arguments[1].value), [ast.literal_eval(title) for title in titles.values]
 
 
-def _books(books: list[Chapters], titles: list[str]) -> Iterator[TextDocument]:
+def _documents(books: list[Chapters], titles: list[str]) -> Iterator[TextDocument]:
     for chapters, title in zip(books, titles, strict=True):
-        paragraphs = (_clean(" ".join(verses)) for verses in chapters)
+        paragraphs = (clean(" ".join(verses)) for verses in chapters)
         yield TextDocument(
             title=title, text="\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
         )
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Prose without the apparatus: note marks, brackets round supplied words, gaps, odd quotes."""
     text = re.sub(r"\[\]|\\|\+", " ", text)
     text = re.sub(r"[\[\]]", "", text).replace("***", "...").replace("`", "'").replace("’", "'")
