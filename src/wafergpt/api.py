@@ -5,7 +5,7 @@ What needs torch is imported inside the functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,19 +22,38 @@ from wafergpt.inference.sampling import SamplingConfig
 from wafergpt.inference.text import Generation
 from wafergpt.loading import LoadedModel, load, sampling_of
 from wafergpt.model.config import FlopsConvention
+from wafergpt.pipelines import Pipeline, calibrate, pipeline
 from wafergpt.recipes.budget import TrainingRate
 from wafergpt.recipes.compute_optimal import Recipe
 from wafergpt.recipes.scaling_law import Status
 from wafergpt.runs import pretrain
+from wafergpt.runs.finetune import DataShape, Plan
+from wafergpt.runs.finetune import finetune as finetune_run
+from wafergpt.tasks.task import Record, Task
 from wafergpt.tokenizer.bpe import Tokenizer
 from wafergpt.training.config import TrainConfig
 from wafergpt.units import format_count, format_flops
 
 if TYPE_CHECKING:
     from wafergpt.data.prepare import Prepared, Progress
+    from wafergpt.evaluation.tasks import TaskScores
+    from wafergpt.finetuning.config import FineTuneConfig
+    from wafergpt.finetuning.material import Material
     from wafergpt.training.fit import FitResult
 
-__all__ = ["LoadedModel", "SamplingConfig", "TrainConfig", "evaluate", "generate", "load", "train"]
+__all__ = [
+    "LoadedModel",
+    "Pipeline",
+    "Plan",
+    "SamplingConfig",
+    "TrainConfig",
+    "evaluate",
+    "finetune",
+    "generate",
+    "load",
+    "pipeline",
+    "train",
+]
 
 Sampler = Callable[[Any, int], list[str]]  # (the GPT in training, the step) -> texts
 
@@ -176,3 +195,100 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | Non
     from wafergpt.data.prepare import prepare as run
 
     return run(config, on_progress)
+
+
+def finetune_parts(
+    plan: Plan | FineTuneConfig, overrides: Sequence[str] = ()
+) -> tuple[FineTuneConfig, Material]:
+    """The complete config of a fine-tuning run, and what it is made of.
+
+    `plan` is what a user decides, or a config that is complete. Raises ConfigError, DataError,
+    CheckpointError, what reading the base raises.
+    """
+    from wafergpt.conversion import formats
+    from wafergpt.finetuning.material import gather
+
+    base = formats.read(formats.locate(str(plan.base))).model
+    if not isinstance(plan, Plan):
+        plan = override(plan, overrides)
+        return plan, gather(base, plan.data.path, plan.examples, plan.data.seq_len, plan.seed)
+    window = min(plan.seq_len or base.config.max_seq_len, base.config.max_seq_len)
+    material = gather(base, plan.data, plan.examples, window, plan.seed)
+    rows = [row.n_positions for row in material.train.rows]
+    if material.validation is not None:
+        longest = max(*rows, *(row.n_positions for row in material.validation.rows))
+    else:
+        longest = max(rows)
+    shape = DataShape(n_examples=len(rows), n_tokens=sum(rows), longest=longest)
+    return override(finetune_run(plan, base.config, shape), overrides), material
+
+
+def finetune(
+    plan: Plan | FineTuneConfig,
+    out: Path | str,
+    *,
+    material: Material | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+    show: bool = True,
+) -> FitResult:
+    """Teach a base a task in the run folder `out`, where `load` and `pipeline` find the best model.
+
+    `material` is what `finetune_parts` gave with a complete `plan`. A classifier is calibrated at the end.
+    Raises what `finetune_parts` and `training.fit.run` raise.
+    """
+    from wafergpt.finetuning.job import FineTuning
+    from wafergpt.training.fit import FitOptions, run
+
+    if material is None:
+        plan, material = finetune_parts(plan)
+    assert not isinstance(plan, Plan), "material belongs to a complete config"
+    config, made_of = plan, material
+    options = FitOptions(tensorboard=tensorboard, measure_peak=False)
+    if not show:
+        options = replace(options, console=None)
+    result = run(config, lambda: FineTuning(config, Path(out), made_of), resume=resume, options=options)
+    if made_of.task.name == "classification" and made_of.validation is not None:
+        for line in calibrate(Path(out), made_of.validation.records):
+            if show:
+                print(line)
+    return result
+
+
+def stored_finetune(out: Path) -> FineTuneConfig:
+    """The config of the fine-tuning run in `out`. Raises ConfigError when there is none."""
+    from wafergpt.finetuning.config import FineTuneConfig
+
+    stored = out / "config.yaml"
+    require(stored.is_file(), f"'{out}' holds no run to resume; to start one, give --task, --base and --data")
+    return load_config(FineTuneConfig, stored)
+
+
+def test_leaks(material: Material, test: Path, columns: Mapping[str, str]) -> list[str]:
+    """A line when questions of `test` are among the training examples. Raises DataError."""
+    from wafergpt.finetuning.material import leak_notice
+
+    records = _test_records(material.task, test, "test", columns)
+    return leak_notice(material.task, material.train.records, tuple(records), str(test))
+
+
+def _test_records(
+    task: Task, data: Path | str, split: str, columns: Mapping[str, str] | None
+) -> list[Record]:
+    from wafergpt.data.records import read_records
+    from wafergpt.tasks.columns import records_of
+
+    return records_of(task, read_records(data, split), str(data), told=columns)
+
+
+def score(
+    task: str,
+    model: LoadedModel | Path | str,
+    data: Path | str,
+    *,
+    split: str = "test",
+    columns: Mapping[str, str] | None = None,
+) -> TaskScores:
+    """How good a fine-tuned model is on labelled `data`: a file, or a folder's `split`. See `pipeline`."""
+    found = pipeline(task, model)
+    return found.score(_test_records(found.task, data, split, columns))

@@ -88,7 +88,7 @@ RULES: dict[str, Rule] = {
     "finetuning": _torch(6, "training", "tasks", "data", "model", "checkpoints", "tokenizer"),
     "finetuning.config": _free(6, "training.config", *_MODEL_SHAPE),
     "inference": _free(
-        6, "backends.backend", "backends.pages", "kernels", "tokenizer", third_party=("numpy",)
+        6, "backends.backend", "backends.pages", "kernels", "tokenizer", "tasks", third_party=("numpy",)
     ),
     "evaluation": _free(7, "tasks", "data", "inference", "tokenizer", third_party=("numpy", "rich")),
     "serving": _free(7, "tasks", "data", "inference", "tokenizer"),
@@ -98,6 +98,7 @@ RULES: dict[str, Rule] = {
     "runs": _free(8, "recipes", *_MODEL_SHAPE, "training.config", "finetuning.config"),
     "api": _torch(9, ""),  # "": everything below
     "loading": _torch(9, ""),
+    "pipelines": _torch(9, ""),
     "conversion": _torch(9, "", third_party=("numpy",)),
     "engines": _torch(9, "", third_party=("numpy", "transformers", "xllamacpp")),
     "quickstart": _torch(9, "", third_party=("rich",)),

@@ -107,8 +107,15 @@ def request_of(
     engine: Engine, tokenizer: Tokenizer, prompt: str, config: SamplingConfig, terms: Terms | None = None
 ) -> Generate:
     """What continuing `prompt` asks of the engine. Raises ConfigError as `encode_prompt`."""
+    return request_of_ids(tokenizer, encode_prompt(engine.backend, tokenizer, prompt), config, terms)
+
+
+def request_of_ids(
+    tokenizer: Tokenizer, prompt_ids: Sequence[int], config: SamplingConfig, terms: Terms | None = None
+) -> Generate:
+    """As `request_of`, for a prompt that is tokens already."""
     return Generate(
-        prompt_ids=tuple(encode_prompt(engine.backend, tokenizer, prompt)),
+        prompt_ids=tuple(prompt_ids),
         sampling=config,
         end_of_text_id=tokenizer.end_of_text_id,
         n_choices=tokenizer.vocab_size,

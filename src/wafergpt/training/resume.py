@@ -29,6 +29,9 @@ _CLASSES = {
     "log_every": Change.FREE,
     "schedule.stop_step": Change.FREE,  # the curve stays: the run goes a shorter or longer way along it
     "data.path": Change.FREE,  # the data's own fingerprint is compared instead
+    "base": Change.FREE,  # the weights' own fingerprint is compared, with the data's
+    "examples.validation": Change.FREE,
+    "patience": Change.FREE,
     "micro_batch_size": Change.INEXACT,
     "device": Change.INEXACT,
 }

@@ -103,12 +103,6 @@ class RunFolder:
 
     def save(self, state: TrainState, provenance: Provenance) -> Path:
         """Publish a checkpoint of `state`. Raises StorageError, NonFiniteError, DataError."""
-        try:
-            tokenizer = (self.config.data.path / TOKENIZER_NAME).read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"cannot read the tokenizer of '{self.config.data.path}': {error.strerror}"
-            ) from error
         documents: dict[str, Any] = {
             CONFIG_DOCUMENT: config_files.to_dict(self.config),
             STATE_DOCUMENT: training_state.to_document(state),
@@ -116,8 +110,17 @@ class RunFolder:
             DATA_DOCUMENT: {"fingerprint": provenance.data_fingerprint},
         }
         return self.store.save(
-            state.step, training_state.to_arrays(state), documents, {TOKENIZER_NAME: tokenizer}
+            state.step, training_state.to_arrays(state), documents, {TOKENIZER_NAME: self.tokenizer()}
         )
+
+    def tokenizer(self) -> bytes:
+        """The tokenizer.json that every checkpoint carries. Raises DataError."""
+        try:
+            return (self.config.data.path / TOKENIZER_NAME).read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"cannot read the tokenizer of '{self.config.data.path}': {error.strerror}"
+            ) from error
 
     def compare(self, checkpoint: Checkpoint, provenance: Provenance) -> ResumeReport:
         """What changed since `checkpoint` was saved.

@@ -1,0 +1,112 @@
+"""A running model as the tasks ask for it: text from prompts, likelihoods, hidden states (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wafergpt.errors import WaferGPTError
+from wafergpt.inference.engine import Engine
+from wafergpt.inference.request import (
+    Failed,
+    Finished,
+    Generated,
+    Hidden,
+    HiddenStates,
+    NewToken,
+    Result,
+    Score,
+    Scored,
+)
+from wafergpt.inference.sampling import SamplingConfig
+from wafergpt.inference.text import TextOfSample, request_of_ids
+from wafergpt.tasks.task import Decoding, Ids, Written
+from wafergpt.tokenizer.bpe import Tokenizer
+
+R = TypeVar("R", bound=Result)
+
+
+class TaskModel:
+    """`tasks.task.Model` on an engine."""
+
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, head: Mapping[str, NDArray[np.float32]] | None = None
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.head: Mapping[str, NDArray[np.float32]] = head or {}
+        self.window = engine.backend.max_seq_len
+
+    def write(self, prompts: Sequence[Ids], decoding: Decoding) -> list[Written]:
+        """A continuation of each prompt. Raises ConfigError for one that leaves no room."""
+        config = sampling_of(decoding)
+        n_top = 0 if decoding.n_beams == 1 else None  # a beam knows its likelihood anyway
+        requests = [
+            replace(request_of_ids(self.tokenizer, ids, config), n_beams=decoding.n_beams, n_top=n_top)
+            for ids in prompts
+        ]
+        found = []
+        for result in self.engine.run(requests):
+            sample = _checked(result, Generated).samples[0]
+            text = TextOfSample(self.tokenizer, config)
+            for token_id in sample.token_ids:
+                text.push(token_id)
+            text.finish(sample.finish_reason, sample.window_full)
+            n_tokens = len(sample.token_ids)
+            assert sample.total_log_probability is not None, "n_top asks for it"
+            found.append(
+                Written(
+                    text=text.text,
+                    n_tokens=n_tokens,
+                    log_probability=sample.total_log_probability / max(1, n_tokens),
+                    window_full=sample.window_full,
+                )
+            )
+        return found
+
+    def stream(self, prompt: Ids, decoding: Decoding) -> Iterator[str]:
+        """A continuation, piece by piece while it is written."""
+        config = sampling_of(decoding)
+        text = TextOfSample(self.tokenizer, config)
+        for event in self.engine.stream(request_of_ids(self.tokenizer, prompt, config)):
+            if isinstance(event, NewToken):
+                yield text.push(event.token_id).text
+            else:
+                assert isinstance(event, Finished)
+                sample = _checked(event.result, Generated).samples[0]
+                yield text.finish(sample.finish_reason, sample.window_full).text
+
+    def log_probabilities(self, rows: Sequence[tuple[Ids, int]]) -> list[list[float]]:
+        """For each (ids, n given): nats of the tokens that are not given, each by all before it."""
+        results = self.engine.run([Score(token_ids=ids, n_context=n_given) for ids, n_given in rows])
+        return [[token.log_probability for token in _checked(r, Scored).scores] for r in results]
+
+    def hidden(self, rows: Sequence[Ids], *, last_only: bool) -> list[NDArray[np.float32]]:
+        """Last hidden states of each row, [1, D] or [T, D]."""
+        results = self.engine.run([Hidden(token_ids=ids, last_only=last_only) for ids in rows])
+        return [_checked(result, HiddenStates).states for result in results]
+
+
+def sampling_of(decoding: Decoding) -> SamplingConfig:
+    """The same, as the engine is told."""
+    return SamplingConfig(
+        temperature=decoding.temperature,
+        top_p=decoding.top_p,
+        seed=decoding.seed,
+        stop=decoding.stop,
+        max_new_tokens=decoding.max_new_tokens,
+    )
+
+
+def _checked(result: Result, kind: type[R]) -> R:
+    """The result, if it is one; else what made the request fail is raised."""
+    if isinstance(result, Failed):
+        if isinstance(result.error, WaferGPTError):
+            raise result.error
+        raise WaferGPTError(result.message) from result.error
+    assert isinstance(result, kind)
+    return result
