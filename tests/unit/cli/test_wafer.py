@@ -47,7 +47,9 @@ def test_a_simulation_leaves_its_files(capsys: pytest.CaptureFixture[str], tmp_p
     code, said, _ = run(capsys, "simulate", "--out", str(out), "--tokens", "1", "--prompt", "a")
     assert code == 0 and "ui.perfetto.dev" in said and "cycle fidelity" in said
     names = {path.name for path in out.iterdir()}
-    assert names == {"links.png", "memory.png", "tiles.png", "trace.json", "report.json", "report.html"}
+    assert names == {"report.html", "report.json", "trace.json"} | {
+        f"{name}.png" for name in ("links", "memory", "tiles", "cores")
+    }
     assert json.loads((out / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
     code, said, _ = run(capsys, "report", str(out / "report.json"), "--out", str(tmp_path / "again.html"))
     assert code == 0 and "tiny GPT" in (tmp_path / "again.html").read_text(encoding="utf-8")

@@ -192,6 +192,17 @@ def test_the_tile_map_shows_who_holds_which_rows() -> None:
     np.testing.assert_array_equal(held["h.0.mlp.c_proj.weight"], [[0, 4]] * 4)
 
 
+def test_the_timeline_of_cores_has_phases_and_busy_spans() -> None:
+    row = mesh_plots.CoreRow(label="(1, 2)", phases=[("a", 0, 30), ("b", 30, 99)], busy=[(0, 5), (40, 50)])
+    axes = mesh_plots.core_timeline([row], (10, 90), "x").axes[0]
+    drawn = {
+        str(one.get_label()): [path.get_extents().intervalx.tolist() for path in one.get_paths()]
+        for one in axes.collections
+    }
+    assert drawn == {"a": [[0, 30]], "b": [[30, 99]], "busy": [[40, 50]]}
+    assert axes.get_xlim() == (10, 90) and axes.get_yticklabels()[0].get_text() == "(1, 2)"
+
+
 def figures() -> list[Figure]:
     return [
         models.scaling_curve(((1, 1.0), (2, 2.0)), "x"),

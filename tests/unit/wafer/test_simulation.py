@@ -132,10 +132,12 @@ def test_the_report_adds_up(run: Simulation) -> None:
 
 
 def test_files_are_complete(run: Simulation, files: dict[str, bytes]) -> None:
-    assert set(files) == {"links.png", "memory.png", "tiles.png", "trace.json", "report.json", "report.html"}
+    assert set(files) == {"report.html", "report.json", "trace.json"} | {
+        f"{name}.png" for name in ("links", "memory", "tiles", "cores")
+    }
     assert all(data.startswith(b"\x89PNG") for name, data in files.items() if name.endswith(".png"))
     assert Report.from_json(files["report.json"].decode()) == run.report
-    assert files["report.html"].count(b"data:image/png;base64,") == 3
+    assert files["report.html"].count(b"data:image/png;base64,") == 4
 
 
 def test_a_report_is_saved_as_html(run: Simulation, tmp_path: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -145,4 +146,31 @@ def tile_map(placed: Sequence[Placed], size: tuple[int, int], name: str) -> Figu
         shade_bar(axes, image, "first row held")
     for axes in figure.axes[len(matrices) : 6]:
         axes.set_visible(False)
+    return figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreRow:
+    """One PE of a timeline: (phase, first cycle, cycle after the last), and the same of its busy spans."""
+
+    label: str
+    phases: Sequence[tuple[str, int, int]]
+    busy: Sequence[tuple[int, int]]
+
+
+def core_timeline(rows: Sequence[CoreRow], window: tuple[int, int], name: str) -> Figure:
+    """What cores do in the cycles of `window`: a stripe of the phases, black over it where they are busy."""
+    first, last = window
+    figure = new_figure(160 + 56 * len(rows), f"{name}, cycles {first:,} to {last:,}: modelled")
+    axes = figure.add_subplot()
+    names = list(dict.fromkeys(phase for row in rows for phase, _, _ in row.phases))
+    for place, row in enumerate(rows):
+        for phase, colour in zip(names, COLOURS, strict=False):
+            mine = [(start, end - start) for each, start, end in row.phases if each == phase]
+            axes.broken_barh(mine, (place - 0.4, 0.4), color=colour, label="" if place else phase)
+        spans = [(start, end - start) for start, end in row.busy if end > first and start < last]
+        axes.broken_barh(spans, (place, 0.4), color="black", linewidth=0, label="" if place else "busy")
+    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set(xlim=window, ylim=(len(rows) - 0.5, -0.5), xlabel="cycle", ylabel="PE (x, y)")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure

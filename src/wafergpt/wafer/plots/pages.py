@@ -13,7 +13,7 @@ from wafergpt.wafer.arch import PRESETS, WSE2, Arch
 from wafergpt.wafer.html import Picture
 from wafergpt.wafer.machine.spans import END, START
 from wafergpt.wafer.plots import mesh, models
-from wafergpt.wafer.plots.canvas import png
+from wafergpt.wafer.plots.canvas import Figure, png
 from wafergpt.wafer.report import Report
 from wafergpt.wafer.simulation import NAME, Simulation
 from wafergpt.wafer.timeline import phases, timeline
@@ -77,6 +77,19 @@ def write(path: Path, data: bytes) -> None:
         raise StorageError(f"cannot write '{path}': {error.strerror or error}") from None
 
 
+def _last_step(run: Simulation) -> Figure:
+    """The recorded cores in the run's last step."""
+    rows = [
+        mesh.CoreRow(
+            label=f"({of_pe.x}, {of_pe.y})",
+            phases=list(phases(run.image, of_pe)),
+            busy=of_pe.rows[:, [START, END]].tolist(),
+        )
+        for of_pe in run.recorded
+    ]
+    return mesh.core_timeline(rows, run.marks[-1][1:], f"{NAME}: cores in the last step")
+
+
 def simulation_files(run: Simulation) -> dict[str, bytes]:
     """File name -> content: the figures, the timeline, the report as JSON and as HTML."""
     height, width = run.links.shape[:2]
@@ -99,6 +112,12 @@ def simulation_files(run: Simulation) -> dict[str, bytes]:
             title="Where the matrices lie",
             note="Every PE holds a tile of every matrix [out, in]; the first layer's are shown.",
             png=png(mesh.tile_map(run.placement, (width, height), NAME)),
+        ),
+        Picture(
+            name="cores",
+            title="What the cores do",
+            note="Of the recorded PEs; trace.json, opened at ui.perfetto.dev, has every step and operation.",
+            png=png(_last_step(run)),
         ),
     ]
     page = html.report_page(
