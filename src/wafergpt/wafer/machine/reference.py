@@ -40,7 +40,7 @@ class ReferenceEngine:
     def run(self, limit: int) -> Stop:
         """Go on until nothing moves, a fault, or absolute cycle `limit`."""
         clock = self._state.clock
-        cycle, last_moved = int(clock[0]), int(clock[0])
+        cycle, last_moved = int(clock[0]), int(clock[2]) - 1
         stop: Stop | None = None
         self._faulted = False
         with np.errstate(all="ignore"):

@@ -31,6 +31,7 @@ from wafergpt.wafer.machine.reference import ReferenceEngine
 from wafergpt.wafer.machine.state import State, new_state
 
 MAX_CYCLES = 1 << 30  # what the queues' time stamps hold
+_PART = 20_000_000  # PE-cycles between two looks for an interrupt
 _SHOWN = 8  # blocked PEs that an error message lists
 
 
@@ -120,7 +121,7 @@ class Machine:
                 raise ProgramError(
                     f"'{name}' is [{height}, {width}, {array.length}], not {list(given.shape)}"
                 ) from None
-            rows = full.reshape(-1, array.length)[pes].astype(NUMPY_TYPES[array.type])
+            rows = _as_elements(name, full.reshape(-1, array.length)[pes], array)
             self.state.mem[pes, array.address : array.address + array.n_bytes] = np.ascontiguousarray(
                 rows
             ).view(np.uint8)
@@ -164,7 +165,7 @@ class Machine:
         if not found:
             known = ", ".join(dict.fromkeys(each for names in image.task_names for each in names))
             raise ProgramError(f"no role has a local task '{task}'; there are: {known or 'none'}")
-        stop = self._engine.run(min(start + max_cycles, MAX_CYCLES))
+        stop = self._run(min(start + max_cycles, MAX_CYCLES))
         if stop == Stop.FAULT:
             raise self._fault()
         if stop == Stop.LEAK:
@@ -183,6 +184,15 @@ class Machine:
             wavelets_in_flight=state.in_flight(),
             start_cycle=start,
         )
+
+    def _run(self, limit: int) -> Stop:
+        """Go on to a stop, in parts of under a second, between which Python sees an interrupt."""
+        part = max(1, _PART // self.image.n_pes)
+        while True:
+            clock = int(self.state.clock[0])
+            stop = self._engine.run(min(limit, clock + part))
+            if stop != Stop.LIMIT or int(self.state.clock[0]) >= limit:
+                return stop
 
     def _fault(self) -> MachineError | ProgramError:
         kind, pe, pc, detail = (int(value) for value in self.state.fault[:4])
@@ -205,3 +215,15 @@ class Machine:
         for part in (self.state.mem, self.state.regs, self.state.clock[:3], self.state.link_wavelets):
             digest.update(part.tobytes())
         return digest.hexdigest()
+
+
+def _as_elements(name: str, values: NDArray[Any], array: Array) -> NDArray[Any]:
+    """The values in the array's type: rounded to a floating-point one, to an integer one only if they fit."""
+    if values.dtype.kind not in "biuf":
+        raise ProgramError(f"'{name}' takes numbers, not {values.dtype}")
+    with np.errstate(all="ignore"):
+        found = values.astype(NUMPY_TYPES[array.type])
+    if found.dtype.kind == "i" and not np.array_equal(found, values):
+        wrong = values[found != values][0]
+        raise ProgramError(f"'{name}' holds int32, and {wrong:g} is none")
+    return found

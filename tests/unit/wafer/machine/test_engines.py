@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+import signal
 
 import numpy as np
 import pytest
 
 import wafer_lab as lab
 from wafergpt.kernels import build, wafer_build
-from wafergpt.wafer.machine import alu, isa, native, reference
+from wafergpt.wafer.machine import alu, isa, native, reference, run
 from wafergpt.wafer.machine.errors import WaveletLeakError
 from wafergpt.wafer.machine.program import Program
 from wafergpt.wafer.machine.queues import Queues
 from wafergpt.wafer.machine.run import Machine
 
+WIDTH_X_HEIGHT = lab.WIDTH * lab.HEIGHT
 needs_native = pytest.mark.skipif(bool(native.available()), reason=f"no native core: {native.available()}")
 
 
@@ -42,6 +44,44 @@ def test_a_hundred_runs_in_any_order_and_in_one_or_two_threads_are_one() -> None
         machine.launch("main")
         hashes.add(machine.trace_hash())
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("engine", ["numpy", pytest.param("native", marks=needs_native)])
+def test_a_run_in_parts_is_the_whole_run(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of one cycle and of seven: same events, memory, skipped cycles and recorded spans."""
+    found = []
+    for part in (run._PART, WIDTH_X_HEIGHT, 7 * WIDTH_X_HEIGHT):
+        monkeypatch.setattr(run, "_PART", part)
+        machine = lab.load(Machine(lab.busy_program(), engine=engine, check=True))
+        machine.record([(0, 0), (3, 2)])
+        launches = [machine.launch("main") for _ in range(2)]
+        found.append((machine.trace_hash(), launches, repr(machine.recorded())))
+    assert found[0] == found[1] == found[2]
+
+
+@needs_native
+def test_an_interrupt_ends_a_run_that_would_take_minutes() -> None:
+    program = Program(32, 32)
+    code = program.role("worker")
+    with code.task("main"):
+        code.li(code.argument, 1)
+        with code.while_(code.argument, "==", 1):
+            pass
+
+    class InterruptError(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise InterruptError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(InterruptError):
+            Machine(program, engine="native").launch("main")  # 100 million cycles of 1,024 PEs
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @needs_native
@@ -109,7 +149,7 @@ def test_every_function_is_the_same_to_the_last_bit_and_near_the_true_one() -> N
     for machine in machines:
         for name, value in values.items():
             machine.memcpy_h2d(name, value.reshape(1, 32, 8))
-        machine.memcpy_h2d("whole", (np.arange(-128, 128) * 16777259).reshape(1, 32, 8))
+        machine.memcpy_h2d("whole", (np.arange(-128, 128) * 16777213).reshape(1, 32, 8))
         machine.launch("main")
     assert lab.different(machines[0].state, machines[1].state) == []
     exact = values["a"][len(special) :].astype(np.float64)

@@ -227,3 +227,23 @@ def test_host_copies_are_charged_apart_and_reach_all_roles() -> None:
     np.testing.assert_array_equal(machine.memcpy_d2h("v"), values)
     assert machine.io_cycles == 4 * (machine.image.timing.io_latency_cycles + 1)
     assert machine.state.clock[0] == 0
+
+
+def test_numbers_that_an_array_cannot_hold_are_refused() -> None:
+    program, code = one_pe()
+    code.array("whole", 2, "i32")
+    code.array("half", 1, "f16")
+    machine = Machine(program)
+    for values, message in (
+        ([1.0, 2.5], "'whole' holds int32, and 2.5 is none"),
+        ([1, 2**31], "'whole' holds int32, and 2.14748e\\+09 is none"),
+        ([1.0, np.nan], "and nan is none"),
+        (["a", "b"], "'whole' takes numbers, not"),
+        ([1j, 2], "'whole' takes numbers, not complex128"),
+    ):
+        with pytest.raises(ProgramError, match=message):
+            machine.memcpy_h2d("whole", np.array([[values]]))
+    machine.memcpy_h2d("whole", [[[3.0, -(2.0**31)]]])
+    assert machine.memcpy_d2h("whole").tolist() == [[[3, -(2**31)]]]
+    machine.memcpy_h2d("half", 1e6)  # rounds as float16 does
+    assert machine.memcpy_d2h("half")[0, 0, 0] == np.inf

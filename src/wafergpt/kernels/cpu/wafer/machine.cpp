@@ -94,7 +94,7 @@ void work(Run& run, int thread) {
     const int64_t first = n * thread / n_threads, last = n * (thread + 1) / n_threads;
     for (int64_t i = first; i < last; i++) prepare(run, m.order[i]);
     Watch* watch = run.watch.data();
-    int64_t cycle = m.clock[0], skipped = 0, idle = 0, last_moved = cycle;
+    int64_t cycle = m.clock[0], skipped = 0, idle = 0, last_moved = m.clock[2] - 1;
     const int64_t limit = run.limit;
     int parity = 0, stop = -1;
     raised_here = false;
