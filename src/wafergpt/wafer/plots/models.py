@@ -14,7 +14,7 @@ from wafergpt.wafer.arch import WSE2, Arch
 from wafergpt.wafer.plots.canvas import COLOURS, Figure, Patch, Rectangle, new_figure, outline_mesh
 from wafergpt.wafer.report import OpCost, Report
 
-_BLOCK_LABELS = 60  # blocks up to which each one's number is written
+_BLOCK_LABELS = 100  # blocks up to which each one's number is written
 
 
 def placement_map(regions: Sequence[Region], name: str, arch: Arch = WSE2) -> Figure:
