@@ -89,8 +89,10 @@ def verse_pairs(king_james: Path, basic: Path) -> Iterator[dict[str, Any]]:
     for title, source_book, target_book in zip(titles, sources, targets, strict=True):
         for source_chapter, target_chapter in zip(source_book, target_book, strict=True):
             if len(source_chapter) == len(target_chapter):
-                for source, target in zip(source_chapter, target_chapter, strict=True):
-                    yield {"source": clean(source), "target": clean(target), "group": title}
+                pairs = zip(map(clean, source_chapter), map(clean, target_chapter), strict=True)
+                for source, target in pairs:
+                    if source and target:  # Basic English joins some verses, and leaves the second empty
+                        yield {"source": source, "target": target, "group": title}
 
 
 def _call(path: Path) -> ast.Call:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from wafergpt.assets.readers.document import TextDocument
 
 _PART_OF_SPEECH = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}
 _LINES_PER_DOCUMENT = 1000
+# At the end of a paragraph stands who wrote it, and where an entry ends, the head word of the next.
+_SOURCE = re.compile(r"\[(?:1913 Webster|WordNet|Webster 1913|PJC|AS\]|RDH\]|Century Dict)[^\]\n]*\]?[^\n]*")
+_PRONUNCIATION = re.compile(r"\\[^\\]*\\")
 
 
 def wordnet(folder: Path) -> Iterator[TextDocument]:
@@ -45,6 +49,17 @@ def gcide(folder: Path) -> Iterator[TextDocument]:
                 n_entries += 1
             lines.append(line)
     yield TextDocument(title=f"part {n_documents}", text="".join(lines))
+
+
+def plain(text: str) -> str:
+    """The dictionary's entries as prose: a line per paragraph, without pronunciations and source marks."""
+    text = _SOURCE.sub("", text)
+    paragraphs = []
+    for block in text.split("\n\n"):
+        paragraph = " ".join(_PRONUNCIATION.sub("", block).replace("{", "").replace("}", "").split())
+        if paragraph:
+            paragraphs.append(paragraph.replace(" ,", ","))
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def _decode(raw: bytes) -> str:
