@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils import _python_dispatch
@@ -38,6 +39,8 @@ _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 class Capture(TorchDispatchMode):
     """One region of one thread. `form`: what operators are rounded to; None leaves every result alone."""
+
+    supports_higher_order_operators = True
 
     def __init__(
         self,
@@ -75,6 +78,8 @@ class Capture(TorchDispatchMode):
             self._outside.enter_context(watch.watched(library_of))
             if self.form is not None:
                 self._outside.enter_context(watch.torch_only())
+            # torch.compile steps aside under a mode, but with an error where a full graph is asked for
+            self._outside.enter_context(torch.compiler.set_stance("force_eager"))
             self._outside.callback(self._leave)
             self.__enter__()  # type: ignore[no-untyped-call]
             self._outside = self._outside.pop_all()
@@ -161,6 +166,8 @@ class Capture(TorchDispatchMode):
     ) -> Any:
         came = perf_counter_ns()
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            return self._higher_order(func, args, kwargs)
         if not torch._C._dispatch_has_kernel(func.name()):  # a tensor asked for its size or device in Python
             return func(*args, **kwargs)
         name = base_name(func._schema.name)
@@ -179,10 +186,8 @@ class Capture(TorchDispatchMode):
         is_view = func.is_view or name in VIEWS
         written = _written(func, args, kwargs)
         phase = self._phase(inputs, written)
-        if self.strict and not is_view and not is_mapped_on(name, inputs):
-            raise UnmappedOperatorError(
-                f"the wafer has no program for {func._schema.name} {shapes_of(inputs)}, and strict=True"
-            )
+        if not is_view and not is_mapped_on(name, inputs):
+            self._refuse_if_strict(func._schema.name, inputs)
         form = None if is_view or phase == "optimizer" else self.form
         ids = {id(x) for x in written}
         if form is not None and name not in rounding.MOVES:
@@ -200,6 +205,29 @@ class Capture(TorchDispatchMode):
         self._record(call, func._schema.name, phase, ended - began, is_rounded=form is not None)
         self.n_crossings += 1
         self.overhead_ns += (began - came) + (perf_counter_ns() - ended)
+        return result
+
+    def _refuse_if_strict(self, name: str, inputs: Sequence[Tensor]) -> None:
+        if self.strict:
+            raise UnmappedOperatorError(
+                f"the wafer has no program for {name} {shapes_of(inputs)}, and strict=True"
+            )
+
+    def _higher_order(self, func: HigherOrderOperator, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """One that takes functions, as a conditional does: the host runs it as a whole."""
+        inputs = tensors(args) + tensors(kwargs)
+        name, phase, form = f"higher_order::{func.name()}", self._phase(inputs, ()), self.form
+        self._refuse_if_strict(name, inputs)
+        if form is not None:
+            args = rounding.round_inputs(tuple(args), form, self.memory, set())
+        began = perf_counter_ns()
+        result = func(*args, **kwargs)
+        ended = perf_counter_ns()
+        if form is not None:
+            result = rounding.round_results(result, "", form, set())
+        call = Call(name=name, args=args, kwargs=kwargs, inputs=inputs, outputs=tensors(result))
+        self._record(call, name, phase, ended - began, is_rounded=form is not None)
+        self.overhead_ns += perf_counter_ns() - ended
         return result
 
     def _record(self, call: Call, full_name: str, phase: str, elapsed_ns: int, *, is_rounded: bool) -> None:

@@ -51,6 +51,8 @@ class Format:
         """
         if not x.is_floating_point():
             return x.clone()
+        if x.layout != torch.strided and not x.is_nested:
+            return self._round_values(x)
         if self.torch_dtype is not None and (x.dtype != torch.float64 or self.name == "fp32"):  # rounds once
             return x.to(self.torch_dtype, copy=True).to(x.dtype)
         if x.dtype == torch.float64:
@@ -59,6 +61,17 @@ class Format:
             narrow = x.float().contiguous()
             blocks = [self._round_float32(block) for block in narrow.view(-1).split(_BLOCK)]
             return torch.empty_like(x).copy_(torch.cat(blocks).view(narrow.shape))  # x's strides
+
+    def _round_values(self, x: Tensor) -> Tensor:
+        """Of a sparse tensor those that it holds, of one in a library's own layout all."""
+        if x.layout == torch.sparse_coo:
+            x = x.coalesce()
+            return torch.sparse_coo_tensor(x.indices(), self.round(x.values()), x.shape, is_coalesced=True)
+        if x.is_mkldnn:
+            return self.round(x.to_dense()).to_mkldnn()
+        found = x.detach().clone()
+        found.values().copy_(self.round(x.values()))
+        return found
 
     def _round_float64(self, wide: Tensor) -> Tensor:
         """By the spacing of the format's numbers around each element: holds for every exponent of float64."""

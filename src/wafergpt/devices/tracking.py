@@ -15,10 +15,10 @@ from wafergpt.devices.operators import size_of
 
 
 def storage_of(x: Tensor) -> Any | None:
-    """The memory behind a tensor; None where there is none: sparse tensors, torch.func's wrappers."""
+    """The memory behind a tensor; None for those that have none: sparse, lazy, of torch.func."""
     try:
         return x.untyped_storage()
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError, ValueError):
         return None
 
 

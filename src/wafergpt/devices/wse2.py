@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._compile import _disable_dynamo
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wafergpt.config import require
@@ -111,6 +113,7 @@ class WSE2:
         """Forget all regions."""
         self._records, self._host_s, self.n_regions = Records(dtype=self.dtype), 0.0, 0
 
+    @_disable_dynamo
     def start(self) -> None:
         """Begin a region. Raises DeviceError if this or another device is active."""
         global _active
@@ -132,6 +135,7 @@ class WSE2:
         self._capture = capture
         self._began_ns = perf_counter_ns()
 
+    @_disable_dynamo
     def stop(self) -> Report:
         """End the region and return its report. PyTorch is as before, whatever happens.
 
@@ -212,7 +216,7 @@ class WSE2:
         """Before a resident model runs: its weights alone must fit."""
         if self.execution != "resident":
             return
-        n = sum(p.numel() for p in model.parameters())
+        n = sum(p.numel() for p in model.parameters() if not is_lazy(p))
         needed = n * WORD_BYTES[self.dtype]
         room = int(SRAM_SHARE * self.arch.n_pes * self.arch.sram_bytes)
         if needed > room:

@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import device_lab as lab
 from wafergpt import WSE2
+from wafergpt.devices.errors import UnmappedOperatorError
+from wafergpt.devices.numerics import format_of
 from wafergpt.wafer.workload import OpKind
 
 X = torch.linspace(-1, 1, 12).view(3, 4)
@@ -112,6 +114,24 @@ def _compiled() -> list[Tensor]:
     return [torch.compile(perceptron().eval(), backend="eager")(X)]
 
 
+def _compiled_whole() -> list[Tensor]:
+    """fullgraph=True does not let torch.compile step aside by itself; `torch.cond` asks for it too."""
+    found = torch.compile(perceptron().eval(), backend="eager", fullgraph=True)(X)
+    return [found, torch.cond(torch.tensor(True), torch.sin, torch.cos, (X,))]
+
+
+def _lazy() -> list[Tensor]:
+    torch.manual_seed(0)
+    return [nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(2))(X)]
+
+
+def _layouts() -> list[Tensor]:
+    found = [X.to_sparse() @ X.T, X.to_sparse_csr() @ X.T]
+    if torch.backends.mkldnn.is_available():
+        found.append((X.to_mkldnn() + X.to_mkldnn()).to_dense())
+    return found
+
+
 def _scripted() -> list[Tensor]:
     return [torch.jit.trace(perceptron().eval(), X)(X)]  # type: ignore[no-untyped-call]
 
@@ -130,6 +150,9 @@ CASES: dict[str, Callable[[], list[Tensor]]] = {
     "workers": _workers,
     "modes": _modes,
     "compiled": _compiled,
+    "compiled whole": _compiled_whole,
+    "lazy": _lazy,
+    "layouts": _layouts,
     "scripted": _scripted,
 }
 
@@ -138,7 +161,7 @@ CASES: dict[str, Callable[[], list[Tensor]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_results_are_the_same_bits_and_every_format_runs(name: str) -> None:
     plain = CASES[name]()
-    wafer = WSE2()
+    wafer = WSE2(execution="resident")
     with wafer:
         under = CASES[name]()
     assert lab.same_bits(plain, under)
@@ -214,6 +237,52 @@ def test_transposed_convolutions_are_the_products_that_they_are() -> None:
     with WSE2() as wafer:
         model(x).sum().backward()
     assert wafer.workload.n_flops(OpKind.MATMUL) == 3 * 2 * (2 * 5 * 5) * 4 * (6 * 3 * 3)
+
+
+def test_an_operator_that_takes_functions_runs_on_the_host_and_is_listed() -> None:
+    def run() -> Tensor:
+        found: Tensor = torch.cond(torch.tensor(True), torch.sin, torch.cos, (X,))
+        return found
+
+    with WSE2() as wafer:
+        run()
+    (unmapped,) = wafer.report.unmapped
+    assert (unmapped.name, unmapped.shapes) == ("higher_order::cond", "[] [3, 4]")
+    with pytest.raises(UnmappedOperatorError, match="no program for higher_order::cond"), WSE2(strict=True):
+        run()
+
+
+@pytest.mark.parametrize("name", ["cb16", "bf16"])
+def test_sparse_tensors_are_rounded_where_they_have_values(name: str) -> None:
+    form, x = format_of(name), torch.tensor([[0.0, 1.001], [0.0, -3.003]])
+    wanted = form.round(x)
+    for kind in (x.to_sparse(), x.to_sparse_csr(), x.to_sparse_bsr((2, 1))):
+        found = form.round(kind)
+        assert found.layout == kind.layout and torch.equal(found.to_dense(), wanted)
+    assert not torch.equal(wanted, x)
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+def test_a_device_inside_of_a_compiled_module() -> None:
+    wafer = WSE2()
+
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            wafer.start()
+            y = self.layer(x)
+            wafer.stop()
+            return y + 1
+
+    module = Inside()
+    plain = module(X)
+    compiled = torch.compile(module, backend="eager")
+    assert torch.equal(compiled(X), plain) and torch.equal(compiled(X), plain)
+    assert wafer.n_regions == 3
+    assert [op.count for op in wafer.workload.select(OpKind.MATMUL)] == [3]
 
 
 def test_a_generator_that_is_dropped_ends_its_region() -> None:
