@@ -1,49 +1,12 @@
 // Causal attention of a few queries of one head over its pages. Keys are visited in order from the first
 // one, a query's sums never meet another query's: a row depends on nothing but its own keys and values.
-// After one of simd_*.h and product.h.
+// After one of simd_*.h.
 #pragma once
+#include "keep.h"
 #include "product.h"
 
 namespace wafergpt::native {
 namespace {
-
-inline uint8_t* keys_of(const HeadPages& kv, int64_t page) {
-    return kv.base + kv.pages[page] * kv.page_stride;
-}
-
-inline uint8_t* values_of(const HeadPages& kv, int64_t page) {
-    return keys_of(kv, page) + keys_bytes(kv.format, kv.d_head);
-}
-
-void keep_floats(const HeadPages& kv, int64_t position, const float* key, const float* value) {
-    const int64_t at = position % kPageTokens;
-    float* keys = reinterpret_cast<float*>(keys_of(kv, position / kPageTokens)) + at;
-    float* values = reinterpret_cast<float*>(values_of(kv, position / kPageTokens)) + at * kv.d_padded;
-    for (int64_t d = 0; d < kv.d_padded; ++d) {
-        keys[d * kPageTokens] = d < kv.d_head ? key[d] : 0.0f;
-        values[d] = d < kv.d_head ? value[d] : 0.0f;
-    }
-}
-
-void keep_halves(const HeadPages& kv, int64_t position, const float* key, const float* value) {
-    const int64_t at = position % kPageTokens;
-    uint8_t* keys = keys_of(kv, position / kPageTokens) + at * 4;
-    uint8_t* values = values_of(kv, position / kPageTokens) + at / 2 * kv.d_padded * 4 + at % 2 * 2;
-    for (int64_t d = 0; d < kv.d_padded; d += 16) {
-        uint16_t key_halves[16], value_halves[16];
-        for (int64_t i = 0; i < 16; i += kLanes) {
-            const int64_t n = kv.d_head - d - i;
-            store_bf16(key_halves + i, n > 0 ? load_first(key + d + i, n) : zero());
-            store_bf16(value_halves + i, n > 0 ? load_first(value + d + i, n) : zero());
-        }
-        for (int64_t i = 0; i < 16; i += 2) memcpy(keys + (d + i) / 2 * kPageTokens * 4, key_halves + i, 4);
-        for (int64_t i = 0; i < 16; ++i) memcpy(values + (d + i) * 4, value_halves + i, 2);
-    }
-}
-
-void keep(const HeadPages& kv, int64_t position, const float* key, const float* value) {
-    return kv.format == kF32 ? keep_floats(kv, position, key, value) : keep_halves(kv, position, key, value);
-}
 
 // The unit that the last visible position shares with one that is not: the other's bits are cleared, so
 // that whatever they hold (an infinity times 0 would be a NaN) stays out.
@@ -159,13 +122,15 @@ template <class Format, int R, int C> void mix_from(const Mixture& m, int64_t of
         if (offset < m.attention->kv.d_padded) mix_from<Format, R, C / 2>(m, offset);
 }
 
-// The values of a page and the keys of the next one: pages lie apart, which hardware does not foresee.
-inline void fetch_page(const HeadPages& kv, int64_t page, bool next) {
-    const int64_t bytes = keys_bytes(kv.format, kv.d_head);
-    const uint8_t *values = values_of(kv, page), *keys = next ? keys_of(kv, page + 1) : values;
+// The values of a page up to position `last`, and the keys of the next page: pages lie apart, which hardware does
+// not foresee.
+inline void fetch_page(const HeadPages& kv, int64_t page, int64_t last) {
+    const int64_t after = last + 1 - (page + 1) * kPageTokens, bytes = keys_bytes(kv.format, kv.d_head);
+    const int64_t seen = after >= 0 ? kPageTokens : kPageTokens + after;
+    const uint8_t *values = values_of(kv, page), *keys = after > 0 ? keys_of(kv, page + 1) : values;
     for (int64_t at = 0; at < bytes; at += 64) {
-        prefetch(values + at);
-        prefetch(keys + at);
+        if (at < round_up(seen, 2) * kv.d_padded * kv_value_bytes(kv.format)) prefetch(values + at);
+        if (after > 0) prefetch(keys + at);
     }
 }
 
@@ -186,7 +151,7 @@ template <class Format, int R> void attend_rows(const Attention& a) {
             to_halves(scaled, q + r * a.kv.d_padded + d, n > 0 ? n : 0, padded);
         }
     for (int64_t key = 0; key < keys; key += kPageTokens) {
-        if (R == 1) fetch_page(a.kv, key / kPageTokens, key + kPageTokens < keys);
+        if (R == 1) fetch_page(a.kv, key / kPageTokens, a.position);
         page_scores<Format, R>(keys_of(a.kv, key / kPageTokens), reinterpret_cast<uint8_t*>(q), q_stride,
                                units, scores + key, stride);
     }
@@ -210,8 +175,10 @@ void attend(const Attention& a) {
         attend_some<Bfloat16, kRowsDense>(a);
 }
 
+constexpr int64_t kRowBlock = 96;  // rows that go over a panel's part while it is in the first-level cache
+
 [[maybe_unused]] const Kernels* table(const char* name) {
-    static const Kernels kernels = {name, kRowsDense, layer_norm, row_bytes, encode, multiply, keep, attend};
+    static const Kernels kernels = {name, kRowsDense, kRowBlock, layer_norm, row_bytes, encode, multiply, keep, attend};
     return &kernels;
 }
 

@@ -1,6 +1,6 @@
 // Attention over bfloat16 pages through AMX tiles. Pages already are tiles of weights: a row per unit of what is
 // summed over, 4 bytes a column. Every number of queries takes this way, all of a page or nothing of it, so a
-// query's bits do not depend on its company. After attention.h of simd_avx512.h.
+// query's bits do not depend on its company. After simd_avx512.h.
 #pragma once
 #include "attention.h"
 #include "tiles.h"
@@ -134,7 +134,7 @@ inline void attend_tile(const Attention& a) {
         }
     shape_attention_tiles(a.n_rows, true);
     for (int64_t page = 0; page < n_pages; ++page) {
-        if (a.n_rows == 1) fetch_page(a.kv, page, page + 1 < n_pages);
+        if (a.n_rows == 1) fetch_page(a.kv, page, last);
         score_page(keys_of(a.kv, page), reinterpret_cast<uint8_t*>(q), a.kv.d_padded * 2, a.kv.d_padded / 2,
                    scores + page * kPageTokens, stride * 4);
     }

@@ -10,9 +10,9 @@ namespace wafergpt::native {
 namespace {
 
 constexpr int64_t kMostRows = 512;  // computed together: longer prompts go in parts, which changes no bit
-constexpr int64_t kRowBlock = 96;   // rows that go over a panel's part while it is in the first-level cache
 // Up to so many rows every thread makes ready for itself: it costs less than waiting for each other.
 constexpr int64_t kRedundantRows = 4;
+constexpr int64_t kKeepTogether = 16;  // rows whose keys and values go into the pages, head after head
 constexpr int64_t kPhasesPerLayer = 5, kOtherPhases = 1;  // those whose work is shared by `share`
 constexpr int64_t kAheadBytes = 96 * 1024;                 // of a thread's next weights, while it waits
 
@@ -28,7 +28,7 @@ Forward::Forward(Weights weights, Pages pages, const Kernels* kernels, int n_thr
     const size_t threads = static_cast<size_t>(n_threads);
     slots_.resize(threads + 1);
     for (size_t i = 0; i < threads; ++i) reserve_slot(slots_[i], kRedundantRows);
-    pauses_.assign(threads, std::vector<float>(kRowBlock * kPanel));
+    pauses_.assign(threads, std::vector<float>(static_cast<size_t>(kernels_->row_block * kPanel)));
     normal_.assign(threads, std::vector<float>(static_cast<size_t>(stride(w_.d_model))));
     const int64_t scratch = attention_scratch(kernels_->query_rows, w_.max_seq_len, w_.d_model / w_.n_heads);
     scratch_.assign(threads, std::vector<float>(static_cast<size_t>(scratch)));
@@ -238,11 +238,11 @@ void Forward::product(int thread, const Matrix& w, const Rows& x, int64_t n_rows
     how.w = w;
     how.x = x;
     how.pause = pauses_[static_cast<size_t>(thread)].data();
-    const int64_t blocks = (n_rows + kRowBlock - 1) / kRowBlock, units = panels_of(w.n) * blocks;
+    const int64_t most = kernels_->row_block, panels = panels_of(w.n), units = (n_rows + most - 1) / most * panels;
     const int64_t grain = std::max<int64_t>(1, units / (pool_.size() * 12));
     share(thread, units, grain, [&](int64_t unit) {
-        const int64_t row = unit % blocks * kRowBlock;
-        kernels_->multiply(how, unit / blocks, row, std::min(n_rows, row + kRowBlock));
+        const int64_t row = unit / panels * most;
+        kernels_->multiply(how, unit % panels, row, std::min(n_rows, row + most));
     });
 }
 
@@ -256,17 +256,22 @@ HeadPages Forward::head_pages(const Segment& segment, int64_t layer, int64_t hea
 void Forward::keep_head(const Segment& segment, int64_t layer, int64_t head) {
     const int64_t d_head = w_.d_model / w_.n_heads, width = stride(3 * w_.d_model);
     const HeadPages kv = head_pages(segment, layer, head);
-    for (int64_t i = 0; i < segment.n_rows; ++i) {
-        const float* qkv = qkv_.data() + (segment.row + i) * width + head * d_head;
-        kernels_->keep(kv, segment.position + i, qkv + w_.d_model, qkv + 2 * w_.d_model);
-    }
+    const float* qkv = qkv_.data() + segment.row * width + head * d_head;
+    kernels_->keep(kv, segment.position, qkv + w_.d_model, qkv + 2 * w_.d_model, width, segment.n_rows);
 }
 
 void Forward::keep(int thread, int64_t layer) {
-    const int64_t threads = pool_.size();
-    for (const Segment& segment : segments_)
-        for (int64_t head = w_.n_heads * thread / threads; head < w_.n_heads * (thread + 1) / threads; ++head)
-            keep_head(segment, layer, head);
+    const int64_t threads = pool_.size(), begin = n_rows_ * thread / threads, end = n_rows_ * (thread + 1) / threads;
+    for (const Segment& segment : segments_) {
+        const int64_t first = std::max(begin, segment.row), last = std::min(end, segment.row + segment.n_rows);
+        if (first >= last) continue;
+        for (int64_t row = first; row < last;) {
+            const int64_t position = segment.position + row - segment.row;
+            const int64_t n = std::min(kKeepTogether - position % kKeepTogether, last - row);
+            for (int64_t head = 0; head < w_.n_heads; ++head) keep_head({segment.pages, row, n, position}, layer, head);
+            row += n;
+        }
+    }
 }
 
 // A segment that is a single tile is kept here too: nobody else needs its keys and values in this step.
@@ -278,8 +283,8 @@ void Forward::attention(int thread, int64_t layer) {
     a.scale = w_.attention_scale;
     a.scratch = scratch_[static_cast<size_t>(thread)].data();
     share(thread, w_.n_heads * n_tiles, 1, [&](int64_t unit) {
-        const int64_t head = unit / n_tiles;
-        const Tile& tile = tiles_[static_cast<size_t>(unit % n_tiles)];
+        const int64_t head = unit % w_.n_heads;
+        const Tile& tile = tiles_[static_cast<size_t>(unit / w_.n_heads)];
         const Segment& segment = segments_[static_cast<size_t>(tile.segment)];
         const int64_t row = segment.row + tile.first;
         if (one_tile_each()) {
@@ -299,7 +304,7 @@ void Forward::attention(int thread, int64_t layer) {
 void Forward::fetch_keys(int64_t unit, int64_t layer) const {
     const int64_t n_tiles = static_cast<int64_t>(tiles_.size());
     if (unit >= w_.n_heads * n_tiles) return;
-    const HeadPages kv = head_pages(segments_[static_cast<size_t>(unit % n_tiles)], layer, unit / n_tiles);
+    const HeadPages kv = head_pages(segments_[static_cast<size_t>(unit / w_.n_heads)], layer, unit % w_.n_heads);
     const uint8_t* keys = kv.base + kv.pages[0] * kv.page_stride;
     for (int64_t at = 0; at < keys_bytes(kv.format, kv.d_head); at += 64) __builtin_prefetch(keys + at);
 }

@@ -20,8 +20,8 @@ struct Isa {
 // Null for a name that is not one.
 const Isa* find_isa(const char* name);
 
-// What is wrong with the products of these kernels, found by a few small ones in under 5 ms; empty if nothing.
-// int8 must be equal in every bit to `trusted`, bfloat16 within what rounding each addition allows.
+// What is wrong with the products and the attention of these kernels, found by a few small ones in under 5 ms;
+// empty if nothing. int8 must be equal in every bit to `trusted`, bfloat16 within what rounding each addition allows.
 const char* wrong_products(const Kernels& kernels, const Kernels& trusted);
 
 }  // namespace wafergpt::native

@@ -11,6 +11,7 @@ const Kernels* kernels_amx() {
         Kernels k = *kernels_avx512();
         k.name = "amx";
         k.query_rows = kTileRows;
+        k.row_block = 256;  // tiles take so little time that reading the panel again counts
         k.multiply = multiply_by_tiles;
         k.attend = attend_by_tiles;
         return k;

@@ -88,6 +88,7 @@ struct Attention {
 struct Kernels {
     const char* name;
     int64_t query_rows;  // the most queries of one `attend`
+    int64_t row_block;   // the most rows of one `multiply`
     // y = (x - mean) / sqrt(variance + eps) * weight + bias over d values
     void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, float* y, int64_t d);
     // Bytes of a row of k values made ready for `format`.
@@ -96,8 +97,8 @@ struct Kernels {
     void (*encode)(Format format, const float* x, int64_t k, const Rows& rows, int64_t row);
     // Rows [first, last) times one panel.
     void (*multiply)(const Product& product, int64_t panel, int64_t first, int64_t last);
-    // One position's key and value of one head into its page.
-    void (*keep)(const HeadPages& kv, int64_t position, const float* key, const float* value);
+    // Keys and values [n][stride] of one head, of consecutive positions, into their pages.
+    void (*keep)(const HeadPages& kv, int64_t position, const float* key, const float* value, int64_t stride, int64_t n);
     void (*attend)(const Attention& attention);
 };
 

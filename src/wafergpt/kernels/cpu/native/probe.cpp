@@ -77,7 +77,7 @@ void wn_probe_attention(const char* isa, const wn_attention* p, int64_t n_first)
     // Some positions one by one, as decoding does, then the rest in tiles, as a prompt goes.
     for (int64_t at = 0; at < p->n_positions; at += a.n_rows) {
         a.n_rows = at < n_first ? 1 : kernels->query_rows < p->n_positions - at ? kernels->query_rows : p->n_positions - at;
-        for (int64_t i = at; i < at + a.n_rows; ++i) kernels->keep(a.kv, i, p->k + i * p->d_head, p->v + i * p->d_head);
+        kernels->keep(a.kv, at, p->k + at * p->d_head, p->v + at * p->d_head, p->d_head, a.n_rows);
         a.position = at;
         a.q = p->q + at * p->d_head;
         a.out = p->out + at * p->d_head;

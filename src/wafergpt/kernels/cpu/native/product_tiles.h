@@ -128,7 +128,7 @@ void tile_pass(const Product& p, int64_t panel, int64_t begin, int64_t end, int6
 template <class Tiles> void sums_by_tiles(const Product& p, int64_t panel, int64_t begin, int64_t end) {
     const int64_t all = units_of(p.w.format, p.w.k), whole = all / kTileUnits * kTileUnits;
     const int64_t step = end - begin <= 2 * kTileRows ? all : kTilePassUnits;
-    for (int64_t row = begin; row < end; ++row)  // another core may hold them
+    for (int64_t row = begin; row < end && end - begin <= 2 * kTileRows; ++row)  // another core may hold them
         for (int64_t c = panel * kPanel; c < (panel + 1) * kPanel && c < p.out_columns; c += 16)
             prefetch_to_write(p.out + row * p.out_stride + c);
     for (int64_t first = 0; first < whole; first += step)
@@ -137,30 +137,17 @@ template <class Tiles> void sums_by_tiles(const Product& p, int64_t panel, int64
     release_tiles();
 }
 
-// Integer sums in p.pause -> floats with their scales, in place.
-inline void scale_sums(const Product& p, int64_t panel, int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-        float* sums = p.pause + (row - begin) * kPanel;
-        const F scale = set1(p.x.scale[row]);
-        const I excess = iset1(p.x.sums[row * p.x.sums_stride]);
-        for (int64_t c = 0; c < kPanel; c += kLanes) {
-            const F exact = to_float(isub(iload(sums + c), excess));
-            store(sums + c, mul(exact, mul(scale, load(p.w.scales + panel * kPanel + c))));
-        }
-    }
-}
-
 // Rows [begin, end) times one panel: Kernels::multiply.
 void multiply_by_tiles(const Product& p, int64_t panel, int64_t begin, int64_t end) {
     if (p.w.format == kBf16) {
         sums_by_tiles<Bfloat16Tiles>(p, panel, begin, end);
+        finish_as<false>(p, begin, end - begin, panel * kPanel, kPanel, p.pause);
     } else if (p.w.format == kInt8 && end - begin > kFewRows) {
         sums_by_tiles<Int8Tiles>(p, panel, begin, end);
-        scale_sums(p, panel, begin, end);
+        finish_as<true>(p, begin, end - begin, panel * kPanel, kPanel, p.pause);
     } else {
-        return kernels_avx512()->multiply(p, panel, begin, end);
+        kernels_avx512()->multiply(p, panel, begin, end);
     }
-    finish(p, begin, end - begin, panel * kPanel, kPanel, p.pause);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// A few small products before an instruction set is trusted with a model.
+// A few small products and one head's attention before an instruction set is trusted with a model.
 #include <math.h>
 #include <string.h>
 
@@ -79,6 +79,42 @@ bool near_exact(const Case& c, const std::vector<float>& found) {
     return true;
 }
 
+// A head of 48 over two pages and a part, in tiles of the instruction set's size or one by one, [positions][48].
+constexpr int64_t kPositions = 77, kHead = 48;
+
+std::vector<float> attention_of(const Case& c, const Kernels& kernels, int64_t most) {
+    constexpr int64_t kPages = (kPositions + kPageTokens - 1) / kPageTokens;
+    const int64_t bytes = 2 * keys_bytes(kBf16, kHead);
+    std::vector<uint8_t> memory(static_cast<size_t>(kPages * bytes), 0xff);  // NaNs where nothing was kept
+    const int32_t pages[kPages] = {2, 0, 1};
+    std::vector<float> scratch(static_cast<size_t>(attention_scratch(kernels.query_rows, kPositions, kHead)));
+    std::vector<float> qkv(kPositions * 3 * kHead), out(kPositions * kHead);
+    for (size_t i = 0; i < qkv.size(); ++i) qkv[i] = c.x[i * 7 % c.x.size()];
+    Attention a{};
+    a.kv = {kBf16, memory.data(), bytes, pages, kHead, head_padded(kHead)};
+    a.stride = 3 * kHead;
+    a.out_stride = kHead;
+    a.scale = 0.5f;
+    a.scratch = scratch.data();
+    for (int64_t at = 0; at < kPositions; at += a.n_rows) {
+        a.n_rows = most < kPositions - at ? most : kPositions - at;
+        a.position = at;
+        a.q = qkv.data() + at * a.stride;
+        a.out = out.data() + at * kHead;
+        kernels.keep(a.kv, at, a.q + kHead, a.q + 2 * kHead, a.stride, a.n_rows);
+        kernels.attend(a);
+    }
+    return out;
+}
+
+// Queries, weights and results are rounded to bfloat16 (2^-9) in between, on values of at most 1; scores reach
+// 0.5 * 48, so that one of them moves by at most 24 * 2^-8.
+bool near(const std::vector<float>& a, const std::vector<float>& b) {
+    for (size_t i = 0; i < a.size(); ++i)
+        if (!(fabsf(a[i] - b[i]) <= 2.0f * 24.0f * 0x1p-8f)) return false;
+    return true;
+}
+
 }  // namespace
 
 const char* wrong_products(const Kernels& kernels, const Kernels& trusted) {
@@ -90,7 +126,10 @@ const char* wrong_products(const Kernels& kernels, const Kernels& trusted) {
     std::vector<float> one = product_of(halves, kernels, 20, 21);
     memcpy(one.data(), all.data(), 20 * kColumns * sizeof(float));
     memcpy(one.data() + 21 * kColumns, all.data() + 21 * kColumns, (kRows - 21) * kColumns * sizeof(float));
-    return same(one, all) ? "" : "its bfloat16 rows depend on how many there are";
+    if (!same(one, all)) return "its bfloat16 rows depend on how many there are";
+    const std::vector<float> tiles = attention_of(halves, kernels, kernels.query_rows);
+    if (!near(tiles, attention_of(halves, trusted, 1))) return "its attention is wrong";
+    return same(tiles, attention_of(halves, kernels, 1)) ? "" : "its attention depends on how many queries there are";
 }
 
 }  // namespace wafergpt::native

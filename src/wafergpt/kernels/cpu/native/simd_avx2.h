@@ -22,7 +22,7 @@ inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
 inline F add(F a, F b) { return _mm256_add_ps(a, b); }
 inline F sub(F a, F b) { return _mm256_sub_ps(a, b); }
 inline F mul(F a, F b) { return _mm256_mul_ps(a, b); }
-inline F div(F a, F b) { return _mm256_div_ps(a, b); }
+inline F reciprocal(F x) { return _mm256_div_ps(set1(1.0f), x); }
 // The second operand when either is a NaN, as x86's max and min do.
 inline F max_or_second(F a, F b) { return _mm256_max_ps(a, b); }
 inline F min_or_second(F a, F b) { return _mm256_min_ps(a, b); }
@@ -50,6 +50,8 @@ inline F bits_to_float(I x) { return _mm256_castsi256_ps(x); }
 inline I float_to_bits(F x) { return _mm256_castps_si256(x); }
 inline F to_float(I x) { return _mm256_cvtepi32_ps(x); }
 inline I to_int(F x) { return _mm256_cvtps_epi32(x); }  // to nearest even
+// x 2^n, n a whole number from -126 to 127; x a NaN stays one.
+inline F times_power_of_2(F x, F n) { return mul(x, bits_to_float(shift_left<23>(iadd(to_int(n), iset1(127))))); }
 
 inline F load_bf16(const uint16_t* p) {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));

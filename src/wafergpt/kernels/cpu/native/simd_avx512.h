@@ -22,7 +22,11 @@ inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 inline F add(F a, F b) { return _mm512_add_ps(a, b); }
 inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
 inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
-inline F div(F a, F b) { return _mm512_div_ps(a, b); }
+// 1 / x, relative error below 2^-22 (an estimate to 2^-14 and a step of Newton's); x normal, at most 2^126.
+inline F reciprocal(F x) {
+    const F guess = _mm512_rcp14_ps(x);
+    return _mm512_fnmadd_ps(_mm512_fmsub_ps(x, guess, set1(1.0f)), guess, guess);
+}
 // The second operand when either is a NaN, as x86's max and min do.
 inline F max_or_second(F a, F b) { return _mm512_max_ps(a, b); }
 inline F min_or_second(F a, F b) { return _mm512_min_ps(a, b); }
@@ -48,6 +52,8 @@ template <int N> inline I shift_right(I a) { return _mm512_srli_epi32(a, N); }
 inline F bits_to_float(I x) { return _mm512_castsi512_ps(x); }
 inline I float_to_bits(F x) { return _mm512_castps_si512(x); }
 inline F to_float(I x) { return _mm512_cvtepi32_ps(x); }
+// x 2^n, n a whole number; x a NaN stays one.
+inline F times_power_of_2(F x, F n) { return _mm512_scalef_ps(x, n); }
 inline I to_int(F x) { return _mm512_cvtps_epi32(x); }  // to nearest even
 
 // Rounds to nearest even; a NaN stays one. With BF16, denormals become zero, as in its products.

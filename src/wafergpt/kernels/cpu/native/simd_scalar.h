@@ -21,7 +21,7 @@ inline F fma(F a, F b, F c) { return a * b + c; }  // rounded twice: fused only 
 inline F add(F a, F b) { return a + b; }
 inline F sub(F a, F b) { return a - b; }
 inline F mul(F a, F b) { return a * b; }
-inline F div(F a, F b) { return a / b; }
+inline F reciprocal(F x) { return 1.0f / x; }
 inline F max_or_second(F a, F b) { return a > b ? a : b; }  // the second when either is a NaN
 inline F min_or_second(F a, F b) { return a < b ? a : b; }
 inline F rint(F x) { return ::rintf(x); }
@@ -54,6 +54,8 @@ inline I float_to_bits(F x) {
 inline F to_float(I x) { return static_cast<float>(x); }
 // To nearest even; what does not fit becomes the smallest int, as on x86.
 inline I to_int(F x) { return x >= -2147483648.0f && x < 2147483648.0f ? static_cast<I>(::rintf(x)) : INT32_MIN; }
+// x 2^n, n a whole number from -126 to 127; x a NaN stays one.
+inline F times_power_of_2(F x, F n) { return mul(x, bits_to_float(shift_left<23>(iadd(to_int(n), iset1(127))))); }
 
 inline F load_bf16(const uint16_t* p) { return bits_to_float(static_cast<I>(static_cast<uint32_t>(*p) << 16)); }
 // Rounds to nearest even; a NaN becomes the quiet NaN 0x7fff.
