@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wafergpt.api import generate, load, train
+    from wafergpt.api import generate, load, pipeline, train
     from wafergpt.devices.wse2 import WSE2
     from wafergpt.inference.sampling import SamplingConfig
     from wafergpt.model.cache import KVCache
@@ -34,6 +34,7 @@ __all__ = [
     "__version__",
     "generate",
     "load",
+    "pipeline",
     "train",
 ]
 
@@ -48,6 +49,7 @@ _HOME = {
     "WSE2": "wafergpt.devices.wse2",
     "generate": "wafergpt.api",
     "load": "wafergpt.api",
+    "pipeline": "wafergpt.pipelines",
     "train": "wafergpt.api",
 }
 

@@ -268,17 +268,23 @@ def test_leaks(material: Material, test: Path, columns: Mapping[str, str]) -> li
     """A line when questions of `test` are among the training examples. Raises DataError."""
     from wafergpt.finetuning.material import leak_notice
 
-    records = _test_records(material.task, test, "test", columns)
+    _, records = task_records(material.task, test, columns)
     return leak_notice(material.task, material.train.records, tuple(records), str(test))
 
 
-def _test_records(
-    task: Task, data: Path | str, split: str, columns: Mapping[str, str] | None
-) -> list[Record]:
+def task_records(
+    task: Task,
+    data: Path | str,
+    columns: Mapping[str, str] | None = None,
+    with_answers: bool = True,
+    split: str = "test",
+) -> tuple[list[dict[str, Any]], list[Record]]:
+    """(rows of a file or of a folder's `split`, the same by the task's fields). Raises DataError."""
     from wafergpt.data.records import read_records
     from wafergpt.tasks.columns import records_of
 
-    return records_of(task, read_records(data, split), str(data), told=columns)
+    rows = read_records(data, split)
+    return rows, records_of(task, rows, str(data), told=columns, with_answers=with_answers)
 
 
 def score(
@@ -291,4 +297,4 @@ def score(
 ) -> TaskScores:
     """How good a fine-tuned model is on labelled `data`: a file, or a folder's `split`. See `pipeline`."""
     found = pipeline(task, model)
-    return found.score(_test_records(found.task, data, split, columns))
+    return found.score(task_records(found.task, data, columns, split=split)[1])

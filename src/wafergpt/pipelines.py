@@ -17,6 +17,7 @@ from wafergpt.evaluation import tasks as evaluation
 from wafergpt.inference.task_model import TaskModel
 from wafergpt.loading import LoadedModel, load
 from wafergpt.tasks import calibration, registry
+from wafergpt.tasks.chat import SYSTEM, Chat, messages_of
 from wafergpt.tasks.classification import Classification
 from wafergpt.tasks.examples import usable
 from wafergpt.tasks.task import Answer, Decoding, Objective, Record, Task
@@ -57,6 +58,24 @@ class Pipeline:
         """As `answers`, as they become ready."""
         records = [self.record(question) for question in asked]
         yield from evaluation.answers(self.task, self.model, records, self.decoding(decoding))
+
+    def reply(
+        self, messages: Sequence[Mapping[str, str]], **decoding: Any
+    ) -> tuple[Answer, list[Mapping[str, str]]]:
+        """The assistant's next words, and the messages that fitted the window with room for them.
+
+        The oldest turns go first, a system message stays. Raises ConfigError when the last does not fit.
+        """
+        assert isinstance(self.task, Chat), "only a chat has turns"
+        chosen = self.decoding(decoding)
+        kept = list(messages)
+        first = 1 if kept and kept[0].get("role") == SYSTEM else 0
+        while len(kept) > first + 1:
+            n = len(self.task.prompt(messages_of({"messages": kept}), self.model.tokenizer))
+            if n + min(chosen.max_new_tokens, self.model.window // 4) <= self.model.window:
+                break
+            del kept[first]
+        return self.task.answer(self.model, [{"messages": kept}], chosen)[0], kept
 
     def record(self, question: str | Record) -> Record:
         """A question by its fields. Raises ConfigError naming what is missing or empty."""

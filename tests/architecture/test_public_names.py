@@ -19,6 +19,7 @@ PUBLIC_NAMES = [
     "__version__",
     "generate",
     "load",
+    "pipeline",
     "train",
 ]
 
