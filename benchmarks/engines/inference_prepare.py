@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from engines.workers import Failed
 
 Say = Callable[[str], None]
-Limits = dict[str, dict[str, float]]  # read_bytes_per_s and operations_per_s, each by precision
+Limits = dict[str, dict[str, float]]  # what is limited -> precision -> the limit
 HERE = Path(__file__).parent
 
 # What each peer's environment holds. The export of OpenVINO needs torch too.
@@ -208,20 +209,54 @@ def _limits_library(path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+def _matmul_peaks(n_threads: int) -> list[float]:
+    """Operations per second of PyTorch's products, 111M's and large ones: float32, bfloat16, int8."""
+    import torch
+
+    torch.set_num_threads(n_threads)
+
+    def best(m: int, k: int, n: int, kind: int) -> float:
+        if kind == 2:
+            x, w = (torch.randint(-99, 99, shape, dtype=torch.int8) for shape in ((m, k), (k, n)))
+            multiply = functools.partial(torch._int_mm, x, w.T.contiguous().T)
+        else:
+            dtype = (torch.float32, torch.bfloat16)[kind]
+            x, w = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
+            multiply = functools.partial(torch.mm, x, w.T, out=torch.empty(m, n, dtype=dtype))
+        seconds = []
+        for _ in range(8):
+            start = time.perf_counter()
+            multiply()
+            seconds.append(time.perf_counter() - start)
+        return 2 * m * k * n / min(seconds)
+
+    shapes = ((2048, 768, 3072), (2048, 3072, 768), (4096, 4096, 4096))
+    return [max(best(*shape, kind) for shape in shapes) for kind in range(3)]
+
+
 def limits(packed_bytes: dict[str, int], cache: Path, n_threads: int) -> Limits:
-    """Read bandwidth of buffers as large as our packed weights, peaks of products; {} without AVX-512."""
+    """What the machine can do; {} without AVX-512.
+
+    `read_bytes_per_s`: of buffers as large as our packed weights. `operations_per_s`: the faster of products
+    within vector registers and of whole matrices by PyTorch. `tile_operations_per_s`: within AMX tiles, 0
+    without.
+    """
     from wafergpt.kernels.build import cpu_flags
 
     if "avx512_bf16" not in cpu_flags():
         return {}
     native = _limits_library(cache / "limits.so")
-    native.limits_products.restype = native.limits_read.restype = ctypes.c_double
-    peaks = [max(native.limits_products(kind, n_threads) for _ in range(3)) for kind in range(3)]
-    operations = {"f32": peaks[0], "bf16": peaks[1], "int8": peaks[2], "int4": peaks[2]}
+    for function in (native.limits_products, native.limits_tiles, native.limits_read):
+        function.restype = ctypes.c_double
+    vectors = [max(native.limits_products(kind, n_threads) for _ in range(3)) for kind in range(3)]
+    tiles = [max(native.limits_tiles(kind, n_threads) for _ in range(3)) for kind in range(3)]
+    matrices = _matmul_peaks(n_threads)
+    kinds = {"f32": 0, "bf16": 1, "int8": 2, "int4": 2}
     return {
         "read_bytes_per_s": {
             p: native.limits_read(ctypes.c_long(n), n_threads, max(5, min(60, 2 * 10**10 // n)))
             for p, n in packed_bytes.items()
         },
-        "operations_per_s": {p: operations[p] for p in packed_bytes},
+        "operations_per_s": {p: max(vectors[kinds[p]], matrices[kinds[p]]) for p in packed_bytes},
+        "tile_operations_per_s": {p: tiles[kinds[p]] for p in packed_bytes},
     }

@@ -21,7 +21,7 @@ BARS: dict[tuple[str, str, str | None], tuple[float, float | None]] = {
 
 
 def shares(model: dict[str, Any], rates: dict[str, float], precision: str) -> dict[str, float]:
-    """Decode: bytes read over the bandwidth; prefill: operations of the matrices over the peak."""
+    """Decode: bytes read over the bandwidth; prefill: operations over the peaks of products and of tiles."""
     limits = model.get("limits") or {}
     if not limits:
         return {}
@@ -34,6 +34,9 @@ def shares(model: dict[str, Any], rates: dict[str, float], precision: str) -> di
         found["prefill"] = (
             rates["prefill"] * model["flops_per_prompt_token"] / limits["operations_per_s"][precision]
         )
+        tiles = limits.get("tile_operations_per_s", {}).get(precision, 0.0)
+        if tiles > 0.0:
+            found["of AMX's tiles"] = rates["prefill"] * model["flops_per_prompt_token"] / tiles
     return found
 
 

@@ -1,6 +1,8 @@
 // What the machine can do, measured beside the engines: reading a buffer, and products in registers. AVX-512.
 #include <immintrin.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -48,6 +50,48 @@ extern "C" double limits_products(int kind, int n_threads) {
     });
     return 2.0 * 12 * (16L << kind) * n * n_threads / seconds;
 }
+
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__)
+namespace {
+
+struct alignas(64) TileShapes {
+    unsigned char palette = 1, rest[15] = {};
+    unsigned short row_bytes[16] = {};
+    unsigned char rows[16] = {};
+};
+
+template <int Kind> void tile_products(long n) {
+    TileShapes shapes;
+    for (int tile = 0; tile < 8; ++tile) shapes.row_bytes[tile] = 64, shapes.rows[tile] = 16;
+    asm volatile("ldtilecfg %0" : : "m"(shapes));  // GCC 12's own function reads 8 bytes only
+    for (long i = 0; i < n; ++i) {
+        if (Kind == 1) {
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        } else {
+            _tile_dpbsud(0, 4, 6);
+            _tile_dpbsud(1, 4, 7);
+            _tile_dpbsud(2, 5, 6);
+            _tile_dpbsud(3, 5, 7);
+        }
+    }
+    _tile_release();
+}
+
+}  // namespace
+
+// The same of AMX tiles that stay in their registers; 0 where they may not be used.
+extern "C" double limits_tiles(int kind, int n_threads) {
+    if (kind == 0 || syscall(SYS_arch_prctl, 0x1023, 18) != 0) return 0;
+    const long n = 1000000;
+    const double seconds = on_threads(n_threads, [=](int) { kind == 1 ? tile_products<1>(n) : tile_products<2>(n); });
+    return 2.0 * 4 * 16 * 16 * (kind == 1 ? 32 : 64) * n * n_threads / seconds;
+}
+#else
+extern "C" double limits_tiles(int, int) { return 0; }
+#endif
 
 // Bytes per second of reading `bytes` in huge pages, the best of `n_rounds`; 0 if there is no memory.
 extern "C" double limits_read(long bytes, int n_threads, int n_rounds) {
