@@ -49,7 +49,7 @@ class Format:
 
         Never x itself. A type with fewer bits than the format rounds the result once more.
         """
-        if not x.is_floating_point():
+        if not x.is_floating_point() or x._is_zerotensor():  # which has no memory
             return x.clone()
         if x.layout != torch.strided and not x.is_nested:
             return self._round_values(x)

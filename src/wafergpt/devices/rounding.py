@@ -39,7 +39,8 @@ def round_inputs(arguments: Any, form: Format, memory: Memory, written: set[int]
     if isinstance(arguments, torch.Tensor):
         x = arguments
         keep = id(x) in written or not x.is_floating_point() or x.is_nested or memory.is_rounded(x)
-        return x if keep else form.round(x)
+        # some kernels ask whether a gradient is wanted, and leave out what it needs
+        return x if keep else form.round(x).requires_grad_(x.requires_grad)
     if isinstance(arguments, list | tuple):
         return type(arguments)(round_inputs(x, form, memory, written) for x in arguments)
     if isinstance(arguments, dict):

@@ -132,6 +132,13 @@ def _layouts() -> list[Tensor]:
     return found
 
 
+def _odd_gradients() -> list[Tensor]:
+    """Of sgn: a tensor of zeros without memory. Of a sparse maximum: a kernel that asks who wants a gradient."""
+    x, eye = X.clone().requires_grad_(), torch.eye(3).to_sparse_csr().requires_grad_()
+    found = [*torch.autograd.grad(torch.sgn(x).sum(), x)]
+    return found + [*torch.autograd.grad(torch.sparse.mm(eye, x, "amax").sum(), x)]
+
+
 def _scripted() -> list[Tensor]:
     return [torch.jit.trace(perceptron().eval(), X)(X)]  # type: ignore[no-untyped-call]
 
@@ -153,6 +160,7 @@ CASES: dict[str, Callable[[], list[Tensor]]] = {
     "compiled whole": _compiled_whole,
     "lazy": _lazy,
     "layouts": _layouts,
+    "odd gradients": _odd_gradients,
     "scripted": _scripted,
 }
 
