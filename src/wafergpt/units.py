@@ -49,7 +49,7 @@ def format_duration(duration_s: float) -> str:
     hours, minutes = divmod(minutes, 60)
     if hours < 48:
         return f"{hours}h {minutes:02d}m"
-    return f"{hours / 24:.1f} days"
+    return f"{total_s / 86400:.1f} days"
 
 
 def parse_count(text: str) -> float:

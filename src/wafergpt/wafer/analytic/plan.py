@@ -141,8 +141,7 @@ def lines(answer: Plan) -> list[str]:
         f"step: {format_duration(answer.step_s)} with {answer.batch:,} sequences; "
         f"{answer.samples_per_s:,.4g} samples/s, {answer.samples_per_s * answer.seq_len:,.4g} tokens/s, "
         f"{answer.share_of_peak:.1%} of peak",
-        f"run: {answer.n_steps:,.0f} steps, {format_duration(answer.run_s)} "
-        f"= {answer.run_s / 86400:.3g} days, {kwh:,.4g} kWh",
+        f"run: {answer.n_steps:,.0f} steps, {answer.run_s / 86400:,.3g} days, {kwh:,.4g} kWh",
         f"best batch: {answer.best_batch_per_system:,} sequences per system reach "
         f"{NEAR_BEST:.0%} of the largest rate",
         "scaling at that batch per system (systems: samples/s): "
