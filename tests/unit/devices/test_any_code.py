@@ -133,10 +133,10 @@ def _layouts() -> list[Tensor]:
 
 
 def _odd_gradients() -> list[Tensor]:
-    """Of sgn: a tensor of zeros without memory. Of a sparse maximum: a kernel that asks who wants a gradient."""
+    """Of sgn: zeros without memory. Of a sparse maximum: its kernel asks who wants a gradient."""
     x, eye = X.clone().requires_grad_(), torch.eye(3).to_sparse_csr().requires_grad_()
     found = [*torch.autograd.grad(torch.sgn(x).sum(), x)]
-    return found + [*torch.autograd.grad(torch.sparse.mm(eye, x, "amax").sum(), x)]
+    return [*found, *torch.autograd.grad(torch.sparse.mm(eye, x, "amax").sum(), x)]
 
 
 def _scripted() -> list[Tensor]:
