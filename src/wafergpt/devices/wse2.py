@@ -56,7 +56,7 @@ class WSE2:
     Raises ConfigError for an unknown setting; DeviceError for a start or stop out of order, for a second
     device at the same time, for a stop in another thread while the first one lives, and for a region without
     an operator; DoesNotFitError for a model too large to be resident; UnmappedOperatorError under strict.
-    Compiled modules run eagerly between start and stop. Code of other threads is not seen.
+    Compiled modules run eagerly between start and stop, other threads' too, whose code is not seen otherwise.
     """
 
     def __init__(
