@@ -28,6 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from engines.inference_prepare import Entry, Limits, Prepared, limits, prepare
+from engines.inference_quality import lines, quality
 from engines.inference_report import judge, median_limits, shares, table
 from engines.inference_tasks import QUICK, TASKS, Task, measure_once
 from engines.workers import Failed, Worker
@@ -129,6 +130,9 @@ def _parser() -> argparse.ArgumentParser:
         "--cache", type=Path, default=Path.home() / ".cache" / "wafergpt" / "benchmark-inference"
     )
     parser.add_argument(
+        "--quality", action="store_true", help="also what each precision costs on two trained models"
+    )
+    parser.add_argument(
         "--quick", action="store_true", help="a tiny model without peers; figures mean nothing"
     )
     parser.add_argument(
@@ -170,9 +174,12 @@ def main() -> None:
                     found["failures"][f"{entry.label}, fresh process"] = str(error)
         found["bars"] = judge(model, found)
         say(table(model, found))
+    trained = quality(options.cache, ["bf16", "int8", "int4"]) if options.quality else {}
+    if trained:
+        say("\n".join(lines(trained)))
     result = {
         "benchmark": "inference", "date": datetime.date.today().isoformat(), "quick": quick,
-        "hardware": machine, "threads": options.threads, "models": shapes,
+        "hardware": machine, "threads": options.threads, "models": shapes, "quality": trained,
     }  # fmt: skip
     if options.json_out is not None:
         label = re.sub(r"[^a-z0-9]+", "-", machine["cpu"].lower()).strip("-")

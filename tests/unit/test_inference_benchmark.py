@@ -16,8 +16,9 @@ from native_lab import needs_library
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from engines import inference_prepare, inference_report  # noqa: E402
+from engines import inference_prepare, inference_quality, inference_report  # noqa: E402
 from engines.workers import Failed, Worker  # noqa: E402
+from wafergpt.errors import AssetError  # noqa: E402
 
 
 def entry(engine: str, precision: str, decode: float) -> dict[str, Any]:
@@ -82,6 +83,22 @@ def test_limits_are_those_of_the_middle_round() -> None:
     assert inference_report.median_limits([{}, {}]) == {} == inference_report.median_limits([])
 
 
+def test_quality_is_judged_and_a_model_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> dict[str, float]:
+        raise AssetError("no network")
+
+    losses = {"f32": 1.0, "bf16": 0.9999, "int8": 1.002, "int4": 1.05}
+    monkeypatch.setattr(
+        inference_quality, "_demo", lambda cache, precisions: {p: losses[p] for p in precisions}
+    )
+    monkeypatch.setattr(inference_quality, "_microformer", missing)
+    found = inference_quality.quality(Path("nowhere"), ["bf16", "int8", "int4"])
+    assert found["demo"]["met"] == {"int8": True, "int4": False}
+    printed = "\n".join(inference_quality.lines(found))
+    assert "| demo | int4 | 1.0500 bits/byte | +5.00 % (bar 3 %) |" in printed
+    assert "- microformer-mgm: no network" in printed
+
+
 @needs_library
 def test_it_runs_from_end_to_end(tmp_path: Path) -> None:
     done = subprocess.run(
@@ -103,8 +120,10 @@ def test_it_runs_from_end_to_end(tmp_path: Path) -> None:
 
 def test_the_document_shows_the_newest_results() -> None:
     newest = max((ROOT / "benchmarks" / "results").glob("inference_*.json"), key=lambda p: p.name[-15:])
-    models = json.loads(newest.read_text(encoding="utf-8"))["models"]
+    result = json.loads(newest.read_text(encoding="utf-8"))
+    models = result["models"]
     page = (ROOT / "docs" / "explanation" / "inference_speed.md").read_text(encoding="utf-8")
     assert newest.name in page
     for name, model in models.items():
         assert inference_report.table(name, model) in page, f"render it: {name}"
+    assert "\n".join(inference_quality.lines(result.get("quality", {}))) in page or not result.get("quality")
