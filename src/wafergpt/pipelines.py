@@ -37,6 +37,8 @@ class Pipeline:
                 task.objective is Objective.TOKENS,
                 f"this model has no head for {task.name}: run `wafergpt finetune --task {task.name}` first",
             )
+        else:
+            _check_head(task, files, loaded.config.d_model)
         self.calibration: Mapping[str, Any] | None = files.document.get("calibration") if files else None
         self.model = TaskModel(loaded.engine, loaded.tokenizer, files.head if files else None)
 
@@ -95,6 +97,18 @@ class Pipeline:
     def score(self, records: Sequence[Record], **options: Any) -> evaluation.TaskScores:
         """How good its answers to test records are. Raises DataError, ConfigError."""
         return evaluation.score(self.task, self.model, records, **options)
+
+
+def _check_head(task: Task, files: TaskFiles, d_model: int) -> None:
+    """Raise CheckpointError for a head that is missing or of another shape."""
+    if task.objective is Objective.TOKENS:
+        return
+    n = len(task.labels) if isinstance(task, Classification) else 2
+    shapes = {name: array.shape for name, array in files.head.items()}
+    if shapes != {"weight": (n, d_model), "bias": (n,)}:
+        raise CheckpointError(
+            f"the head for {task.name} should have {n} outputs of width {d_model}; it has {shapes}"
+        )
 
 
 def pipeline(

@@ -11,6 +11,7 @@ from typing import Any
 
 from wafergpt.checkpoints.native import CHECKPOINTS_NAME, Checkpoint, CheckpointStore, load_checkpoint
 from wafergpt.checkpoints.stored_model import StoredModel, check_arrays
+from wafergpt.checkpoints.task_files import TASK_DOCUMENT
 from wafergpt.config import from_dict, to_dict
 from wafergpt.errors import CheckpointError, ConfigError, DataError
 from wafergpt.model.config import GPTConfig
@@ -49,10 +50,20 @@ def from_checkpoint(checkpoint: Checkpoint) -> StoredModel:
             tokenizer=None if tokenizer is None else Tokenizer.from_bytes(tokenizer),
             chat_template=_chat_template(checkpoint),
             provenance=_provenance(checkpoint, run),
-            notes=tuple(f"passed over checkpoint {s.path.name}: {s.reason}" for s in checkpoint.skipped),
+            notes=_notes(checkpoint),
         )
     except (CheckpointError, ConfigError, DataError) as error:
         raise CheckpointError(f"{where}: {error}") from None
+
+
+def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    notes = [f"passed over checkpoint {s.path.name}: {s.reason}" for s in checkpoint.skipped]
+    task = checkpoint.documents.get(TASK_DOCUMENT)
+    if isinstance(task, dict):
+        notes.append(
+            f"it was taught {task.get('task')}; other formats and a new task leave that and its head behind"
+        )
+    return tuple(notes)
 
 
 def _chat_template(checkpoint: Checkpoint) -> str | None:

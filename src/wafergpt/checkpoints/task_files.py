@@ -11,11 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wafergpt.checkpoints.checkpoint import TENSOR_SUFFIX
+from wafergpt.checkpoints.files import write_atomic
+from wafergpt.checkpoints.manifest import MANIFEST_NAME
 from wafergpt.checkpoints.native import CheckpointStore, load_checkpoint
-from wafergpt.errors import CheckpointError
+from wafergpt.checkpoints.tensor_file import parse
+from wafergpt.checkpoints.untrusted.json_text import parse_json
+from wafergpt.errors import CheckpointError, StorageError
 
 TASK_DOCUMENT = "task.json"
 HEAD_GROUP = "head"
+HEAD_NAME = f"{HEAD_GROUP}{TENSOR_SUFFIX}"
 FORMAT = 1
 
 
@@ -31,12 +36,38 @@ def read_task(checkpoint: Path) -> TaskFiles | None:
     """The task of a checkpoint folder; None if it was taught none. Raises CheckpointError, StorageError."""
     if not (checkpoint / TASK_DOCUMENT).is_file():
         return None
-    has_head = (checkpoint / f"{HEAD_GROUP}{TENSOR_SUFFIX}").is_file()
+    has_head = (checkpoint / HEAD_NAME).is_file()
+    if not (checkpoint / MANIFEST_NAME).is_file():
+        return _read_copies(checkpoint, has_head)
     read = load_checkpoint(checkpoint, groups=[HEAD_GROUP] if has_head else [], verify_all=False)
-    document = read.documents.get(TASK_DOCUMENT)
+    return _checked(checkpoint, read.documents.get(TASK_DOCUMENT), read.tensors.get(HEAD_GROUP, {}))
+
+
+def _checked(folder: Path, document: object, head: Mapping[str, NDArray[np.float32]]) -> TaskFiles:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise CheckpointError(f"'{checkpoint}': {TASK_DOCUMENT} is not of format {FORMAT}")
-    return TaskFiles(document=document, head=read.tensors.get(HEAD_GROUP, {}))
+        raise CheckpointError(f"'{folder}': {TASK_DOCUMENT} is not of format {FORMAT}")
+    return TaskFiles(document=document, head=head)
+
+
+def _read_copies(folder: Path, has_head: bool) -> TaskFiles:
+    """Of a quantized folder, where no manifest vouches for them: bounded readers do."""
+    try:
+        data = (folder / TASK_DOCUMENT).read_bytes()
+        head = np.fromfile(folder / HEAD_NAME, np.uint8) if has_head else None
+        document = parse_json(data)
+    except OSError as error:
+        raise StorageError(f"cannot read the task of '{folder}': {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"'{folder}': {TASK_DOCUMENT} is not valid JSON: {error}") from None
+    return _checked(folder, document, {} if head is None else parse(head, HEAD_NAME))
+
+
+def copy_task(checkpoint: Path, folder: Path) -> tuple[Path, ...]:
+    """The task's files of a checkpoint, copied into `folder`; none for a model that was taught none."""
+    found = [name for name in (TASK_DOCUMENT, HEAD_NAME) if (checkpoint / name).is_file()]
+    for name in found:
+        write_atomic(folder / name, (checkpoint / name).read_bytes())
+    return tuple(folder / name for name in found)
 
 
 def rewrite_task(checkpoint: Path, document: Mapping[str, Any]) -> Path:

@@ -16,6 +16,7 @@ from wafergpt.backends.native_cpu import NativeCPU
 from wafergpt.backends.packed_model import WEIGHTS_NAME, Precision, pack_model, weights_hash
 from wafergpt.backends.torch_eager import TorchEager
 from wafergpt.checkpoints.files import OSFiles, storage_error, sync_directory, write_atomic
+from wafergpt.checkpoints.task_files import copy_task
 from wafergpt.config import require, require_finite
 from wafergpt.conversion.convert import Tell
 from wafergpt.conversion.formats import Format, Opened, locate, read, sha256_of
@@ -101,6 +102,7 @@ def _write(opened: Opened, name: str, written: Path, precision: Precision, tell:
     n_threads = len(os.sched_getaffinity(0))
     pack_model(model, precision, weights, source=weights_hash(model), n_threads=n_threads)
     write_atomic(written / TOKENIZER_NAME, tokenizer.to_bytes())
+    task = copy_task(opened.files[0].parent, written) if opened.format is Format.NATIVE else ()
     megabytes = [n / 1e6 for n in (4 * model.config.n_params, weights.stat().st_size)]
     tell(f"{megabytes[0]:,.1f} MB of float32 weights became {megabytes[1]:,.1f} MB")
     back = Tokenizer.load(written / TOKENIZER_NAME)
@@ -112,7 +114,7 @@ def _write(opened: Opened, name: str, written: Path, precision: Precision, tell:
         target=Subject(
             name=written.name,
             format=f"{Format.PACKED} {precision}",
-            sha256=sha256_of((weights, written / TOKENIZER_NAME)),
+            sha256=sha256_of((weights, written / TOKENIZER_NAME, *task)),
         ),
         found=found,
         bounds=packed_bounds(precision, model.config, found, None),

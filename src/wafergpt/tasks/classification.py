@@ -141,9 +141,9 @@ class Classification:
                 " shorten it, or train with `cut` to read beginnings only",
             )
         if self.method is Method.HEAD:
-            return head_logits(
-                model, np.concatenate(model.hidden([tuple(p) for p in prompts], last_only=True))
-            )
+            hidden = model.hidden([tuple(p) for p in prompts], last_only=True)
+            # One by one: a product of several rows rounds differently, and an answer must not know its company.
+            return np.concatenate([head_logits(model, states) for states in hidden])
         rows = [((*prompt, *label), len(prompt)) for prompt in prompts for label in told]
         found = [sum(each) for each in model.log_probabilities(rows)]
         return np.array(found, np.float32).reshape(len(prompts), len(told))

@@ -44,7 +44,7 @@ def rows_of(task: str, n: int = 120) -> list[dict[str, Any]]:
     for number in range(n):
         words = draw.choices(WORDS, k=3)
         good = draw.random() < 0.5
-        text = " ".join([*words, str(number), "good" if good else "bad"])
+        text = " ".join([*words, str(number), "good!" if good else "bad?"])
         if task == "classification":
             found.append({"text": text, "label": "yes" if good else "no"})
         elif task == "translation":

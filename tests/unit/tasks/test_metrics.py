@@ -64,6 +64,14 @@ def test_the_temperature_is_found() -> None:
     assert errors[0] > 0.1 and errors[1] < 0.02
 
 
+def test_a_few_right_answers_do_not_make_certainty() -> None:
+    """20 of 20 right: plain maximum likelihood would say 1; with n + 2 it stays near 1 - 1/22 x 1/2."""
+    labels = np.arange(20) % 2
+    logits = np.eye(2)[labels] * 3.0
+    p = calibration.softmax(logits, calibration.fit_temperature(logits, labels)).max(1)
+    assert p == pytest.approx(np.full(20, 1 - 1 / 22 / 2), abs=1e-6)
+
+
 def test_bins_hold_their_upper_edge() -> None:
     bins = calibration.reliability(np.array([0.0, 0.5, 0.51, 1.0]), np.array([True, True, False, True]), 2)
     assert [(one.low, one.n, one.accuracy) for one in bins] == [(0.0, 2, 1.0), (0.5, 2, 0.5)]
