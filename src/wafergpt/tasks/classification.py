@@ -142,7 +142,7 @@ class Classification:
             )
         if self.method is Method.HEAD:
             hidden = model.hidden([tuple(p) for p in prompts], last_only=True)
-            # One by one: a product of several rows rounds differently, and an answer must not know its company.
+            # One by one: products of several rows round differently, and no answer may know its company.
             return np.concatenate([head_logits(model, states) for states in hidden])
         rows = [((*prompt, *label), len(prompt)) for prompt in prompts for label in told]
         found = [sum(each) for each in model.log_probabilities(rows)]
