@@ -13,6 +13,7 @@ from wafergpt.errors import MissingDependencyError, StorageError, WaferGPTError
 OUT_OF_MEMORY = 10
 INTERNAL = 70  # EX_SOFTWARE of sysexits.h: a bug of ours
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+READER_GONE = 141  # 128 + SIGPIPE, the end of head's or less's other side in any shell
 TERMINATED = 143  # 128 + SIGTERM
 
 _STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wafergpt.cli.failure import INTERRUPTED, Terminated, describe_failure
+from wafergpt.cli.failure import INTERRUPTED, READER_GONE, Terminated, describe_failure
 from wafergpt.errors import ConfigError, did_you_mean
 
 
@@ -128,6 +129,10 @@ def run(arguments: Sequence[str]) -> int:
         result = command.main(args=rest, prog_name=f"wafergpt {name}", standalone_mode=False)
     except typer.TyperException as error:  # the command line is wrong
         raise ConfigError(f"{error.format_message().rstrip('.')}; see wafergpt {name} --help") from error
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # typer would exit with 1
+            raise error.__context__ from None
+        raise
     if result == INTERRUPTED:  # typer's form of a Ctrl-C that the verb did not handle
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
@@ -154,24 +159,49 @@ def sigterm_raises() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def open_streams() -> None:
+    """A closed standard stream (`>&-`) becomes /dev/null, so that no file of ours takes its number."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
+
+
+def reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more: another pipe may have broken as well."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `wafergpt` script: run, report an error as one line, exit with its code."""
+    open_streams()
     words, debug = split_debug(sys.argv[1:] if arguments is None else arguments)
     try:
         with sigterm_raises():
             code = run(words)
             sys.stdout.flush()
-    except BrokenPipeError:  # the reader (head, less) has gone: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
     except (Exception, KeyboardInterrupt, Terminated) as error:
+        if isinstance(error, BrokenPipeError) and reader_is_gone():  # head, less: nobody is left to tell
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(READER_GONE)
+        code = report_failure(error, debug=debug)
+    sys.exit(code)
+
+
+def report_failure(error: BaseException, *, debug: bool) -> int:
+    """Say it in one line on standard error, if that can be written to; return the exit code."""
+    failure = describe_failure(error)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
         if debug:
             import traceback
 
-            traceback.print_exc()
-        failure = describe_failure(error)
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-        print(f"error: {failure.message}", file=sys.stderr)
-        code = failure.exit_code
-    sys.exit(code)
+            traceback.print_exception(error)
+        print(f"error: {failure.message}", file=sys.stderr, flush=True)
+    return failure.exit_code

@@ -13,6 +13,8 @@ import pytest
 from wafergpt.cli import main as front_door
 from wafergpt.errors import ConfigError
 
+FRONT_DOOR = [sys.executable, "-c", "from wafergpt.cli.main import main; main()"]
+
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of `wafergpt *arguments`, in this process."""
@@ -129,16 +131,49 @@ def test_debug_after_a_double_dash_is_an_argument(monkeypatch: pytest.MonkeyPatc
     assert front_door.split_debug(["a", "--debug", "--", "b"]) == (["a", "--", "b"], True)
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
-    """`wafergpt --help | head -0`: the pipe is closed before anything is written."""
-    code = "from wafergpt.cli.main import main; main(['--help'])"
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["wafer", "--help"], ["wafer", "plan", "111M"], ["recipe", "111M"]],
+    ids=" ".join,
+)
+def test_a_reader_that_leaves_is_no_error(arguments: list[str]) -> None:
+    """As `wafergpt wafer plan 111M | head -0`: 141, quietly, what shells show for a tool ended by SIGPIPE."""
     read_end, write_end = os.pipe()
     os.close(read_end)
     try:
-        done = subprocess.run([sys.executable, "-c", code], stdout=write_end, stderr=subprocess.PIPE)
+        done = subprocess.run([*FRONT_DOOR, *arguments], stdout=write_end, stderr=subprocess.PIPE)
     finally:
         os.close(write_end)
-    assert done.returncode == 1 and done.stderr == b""
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_another_broken_pipe_is_an_error(
+    planted: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted.write_text("def planted() -> None:\n    raise BrokenPipeError(32, 'Broken pipe')\n")
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)  # typer wraps it
+    monkeypatch.setattr(sys, "stderr", sys.__stderr__)
+    with pytest.raises(SystemExit) as caught:
+        front_door.main(["planted"])
+    assert caught.value.code == 1 and capfd.readouterr().err == "error: broken pipe\n"
+
+
+@pytest.mark.parametrize(
+    ("redirection", "arguments", "code"),
+    [
+        (">&-", "--version", 0),
+        (">&-", "recipe 111M", 0),
+        (">&- 2>&-", "trian", 2),
+        ("2>/dev/full", "trian", 2),
+        ("2>/dev/full", "--debug trian", 2),
+        (">/dev/full", "--version", 6),
+        ("<&-", "generate --model /nowhere -", 5),
+    ],
+)
+def test_streams_that_are_closed_or_full(redirection: str, arguments: str, code: int) -> None:
+    line = f'"$0" "$@" {arguments} {redirection}'
+    done = subprocess.run(["sh", "-c", line, *FRONT_DOOR], capture_output=True, text=True)
+    assert done.returncode == code and "Traceback" not in done.stderr
 
 
 def test_sigterm_lets_a_verb_clean_up(
