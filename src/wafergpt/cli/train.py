@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,10 +16,13 @@ def train(
     run: Annotated[
         str | None,
         typer.Argument(
-            help="A published size (111M, 1.3B-muP, ...) or any other (4M, 8M-muP): its recipe is derived."
+            help="base; a published size (111M, 1.3B-muP, ...); another (4M, 8M-muP): its recipe is derived."
         ),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder that `wafergpt prepare` wrote.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder that `wafergpt prepare` wrote; of base: where its mix goes, OUT-data."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Run folder to write.")] = ...,  # type: ignore[assignment]
     config: Annotated[
         Path | None, typer.Option(help="YAML file of the whole config, instead of RUN.")
@@ -42,15 +46,10 @@ def train(
 
     On several processes: torchrun --nproc-per-node N --no-python wafergpt train ...
     """
-    from wafergpt import api
+    from wafergpt import api, base_model
     from wafergpt.config import dump
 
-    stored = out / "config.yaml"
-    if resume and run is None and config is None:
-        if not stored.is_file():
-            raise ConfigError(f"'{out}' holds no run to resume; to start one, name it or give a config file")
-        config = stored
-    resolved = api.train_config(run, data=data, config_file=config, overrides=set_ or ())
+    resolved = _config(run, data, out, config, set_ or (), resume)
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     if is_first:
         print(dump(resolved), end="", flush=True)
@@ -66,4 +65,27 @@ def train(
         return
     if result.held_out is not None:
         print(f"held out: {result.held_out}")
+    if base_model.is_mix(resolved):
+        print(f"card: {base_model.write_card(out, resolved)}")
     print(f'next: wafergpt generate --model {out} "..."')
+
+
+def _config(
+    run: str | None, data: Path | None, out: Path, config: Path | None, overrides: Sequence[str], resume: bool
+) -> Any:
+    """A `TrainConfig`: the stored one of the run to resume, the base's plan for this machine, or `api.train_config`."""
+    from wafergpt import api, base_model
+    from wafergpt.config import override
+
+    stored = out / "config.yaml"
+    is_base = run == "base" and config is None
+    if resume and config is None and (is_base or run is None):
+        if not stored.is_file():
+            raise ConfigError(f"'{out}' holds no run to resume; to start one, name it or give a config file")
+        return api.train_config(
+            None, data=data if run is None else None, config_file=stored, overrides=overrides
+        )
+    if is_base:
+        plan = base_model.plan(base_model.configured(), data or base_model.data_of(out), print)
+        return override(plan, overrides)
+    return api.train_config(run, data=data, config_file=config, overrides=overrides)
