@@ -73,7 +73,7 @@ def train(
 def _config(
     run: str | None, data: Path | None, out: Path, config: Path | None, overrides: Sequence[str], resume: bool
 ) -> Any:
-    """A `TrainConfig`: the stored one of the run to resume, the base's plan for this machine, or `api.train_config`."""
+    """A `TrainConfig`: that of the run to resume, the base's plan for this machine, or by name or file."""
     from wafergpt import api, base_model
     from wafergpt.config import override
 
