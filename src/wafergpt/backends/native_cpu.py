@@ -29,6 +29,7 @@ from wafergpt.backends.packed_model import (
     Precision,
     find_packed,
     layout,
+    memory_of,
     open_packed,
     pack_model,
     pack_once,
@@ -110,7 +111,11 @@ class NativeCPU:
         n_pages = _default_pages(pages_per_window, self._page_bytes) if n_pages is None else n_pages
         require(n_pages >= 1, f"n_pages = {n_pages} must be at least 1")
         self.capacity = Capacity(page_tokens=native.PAGE_TOKENS, n_pages=n_pages)
-        self._pages = np.empty((n_pages, self._page_bytes), np.uint8)  # touched, so resident, when used
+        try:
+            memory = memory_of(n_pages * self._page_bytes)
+        except (OSError, OverflowError) as error:
+            raise MemoryError(f"{n_pages} pages of keys and values: {error}") from None
+        self._pages = np.frombuffer(memory, np.uint8).reshape(n_pages, self._page_bytes)
         self._free = list(range(n_pages - 1, -1, -1))
         self._users = [0] * n_pages
         self._sequences: dict[int, _Sequence] = {}

@@ -224,11 +224,20 @@ def _mapped(file: BinaryIO, size: int) -> mmap.mmap:
     return mmap.mmap(file.fileno(), size, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
 
 
-def _in_huge_pages(file: BinaryIO, size: int) -> mmap.mmap:
-    """The file's bytes in memory of our own; raises OSError if the file ends early."""
+def memory_of(size: int) -> mmap.mmap:
+    """So many bytes of 0 from a page's start on, resident once touched, in huge pages where there are some.
+
+    NumPy's own arrays begin 16 bytes after one: each vector then lies in two lines of the caches.
+    """
     memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a system without huge pages: small ones then
         memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def _in_huge_pages(file: BinaryIO, size: int) -> mmap.mmap:
+    """The file's bytes in memory of our own; raises OSError if the file ends early."""
+    memory = memory_of(size)
     file.seek(0)
     view, position = memoryview(memory), 0
     while position < size:

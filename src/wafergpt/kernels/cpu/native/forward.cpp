@@ -28,10 +28,10 @@ Forward::Forward(Weights weights, Pages pages, const Kernels* kernels, int n_thr
     const size_t threads = static_cast<size_t>(n_threads);
     slots_.resize(threads + 1);
     for (size_t i = 0; i < threads; ++i) reserve_slot(slots_[i], kRedundantRows);
-    pauses_.assign(threads, std::vector<float>(static_cast<size_t>(kernels_->row_block * kPanel)));
-    normal_.assign(threads, std::vector<float>(static_cast<size_t>(stride(w_.d_model))));
+    pauses_.assign(threads, Floats(static_cast<size_t>(kernels_->row_block * kPanel)));
+    normal_.assign(threads, Floats(static_cast<size_t>(stride(w_.d_model))));
     const int64_t scratch = attention_scratch(kernels_->query_rows, w_.max_seq_len, w_.d_model / w_.n_heads);
-    scratch_.assign(threads, std::vector<float>(static_cast<size_t>(scratch)));
+    scratch_.assign(threads, Floats(static_cast<size_t>(scratch)));
     counters_.reset(new Counter[static_cast<size_t>(w_.n_layers * kPhasesPerLayer + kOtherPhases) * threads]);
     phase_.resize(threads);
 }
@@ -45,9 +45,7 @@ void Forward::reserve_slot(Slot& slot, int64_t n_rows) {
     slot.data.resize(static_cast<size_t>(n_rows * bytes) + 64);
     slot.scale.resize(static_cast<size_t>(n_rows));
     slot.sums.resize(static_cast<size_t>(n_rows * sums));
-    uint8_t* start = slot.data.data();
-    start += (64 - reinterpret_cast<uintptr_t>(start) % 64) % 64;
-    slot.rows = {start, bytes, slot.scale.data(), slot.sums.data(), sums};
+    slot.rows = {slot.data.data(), bytes, slot.scale.data(), slot.sums.data(), sums};
 }
 
 void Forward::reserve(int64_t n_rows) {

@@ -2,12 +2,26 @@
 #pragma once
 #include <atomic>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "kernel.h"
 #include "threads.h"
 
 namespace wafergpt::native {
+
+// Vectors that begin where a line of the caches does: what crosses two lines costs twice.
+template <class T> struct LineAllocator {
+    using value_type = T;
+    static constexpr std::align_val_t kLine{64};
+    LineAllocator() = default;
+    template <class U> LineAllocator(const LineAllocator<U>&) {}
+    T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+    void deallocate(T* memory, size_t) { ::operator delete(memory, kLine); }
+    template <class U> bool operator==(const LineAllocator<U>&) const { return true; }
+    template <class U> bool operator!=(const LineAllocator<U>&) const { return false; }
+};
+using Floats = std::vector<float, LineAllocator<float>>;
 
 struct Layer {
     const float *ln_1_weight, *ln_1_bias, *ln_2_weight, *ln_2_bias;
@@ -64,7 +78,7 @@ class Forward {
     };
     struct Slot {
         Rows rows;
-        std::vector<uint8_t> data;
+        std::vector<uint8_t, LineAllocator<uint8_t>> data;
         std::vector<float> scale;
         std::vector<int32_t> sums;
     };
@@ -97,12 +111,12 @@ class Forward {
     const Kernels* kernels_;
     Pool pool_;
     std::vector<Slot> slots_;  // one per thread, the last one shared
-    std::vector<std::vector<float>> pauses_, scratch_, normal_;
+    std::vector<Floats> pauses_, scratch_, normal_;
     std::unique_ptr<Counter[]> counters_;  // [phases of a step][threads]: units taken of each thread's share
     std::vector<int64_t> phase_;           // per thread: phases it has been through
 
     int64_t capacity_ = 0;  // rows that the buffers hold
-    std::vector<float> x_, qkv_, mixed_, ffn_;
+    Floats x_, qkv_, mixed_, ffn_;
 
     // The rows of this step.
     int64_t n_rows_ = 0;
