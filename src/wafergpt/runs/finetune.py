@@ -18,6 +18,7 @@ PEAK_LR = {Parametrization.STANDARD: 5e-4, Parametrization.MUP: 1e-3}
 LORA_PEAK_LR = 2e-3
 ROW_TOKENS = 256  # of a packed row, unless an example is longer
 N_EVALUATIONS = 10
+N_SAVES = 4  # of what resume needs; the best model is kept at each evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ def finetune(plan: Plan, model: GPTConfig, shape: DataShape) -> FineTuneConfig:
         seed=plan.seed,
         eval_every=every,
         eval_tokens=1 << 18,
-        save_every=every,
+        save_every=max(1, total_steps // N_SAVES),
         keep=1,
         log_every=every,
         base=plan.base,

@@ -106,8 +106,8 @@ class Classification:
         """The text; with likelihood, then the label's name and an end of text."""
         text_of(record, "text")
         number = self.number_of(record["label"])
-        told = self._told(tokenizer)[number]
-        room = window - (len(told) - 1 if self.method is Method.LIKELIHOOD else 0)
+        told = _told(tokenizer, self.labels[number]) if self.method is Method.LIKELIHOOD else []
+        room = window - max(0, len(told) - 1)  # the last token is only predicted
         prompt = self._prompt(record, tokenizer, room)
         if len(prompt) > room:
             raise Unfit(TOO_LONG)
@@ -124,15 +124,12 @@ class Classification:
             ids = ids[: room - len(tail)]
         return ids + tail
 
-    def _told(self, tokenizer: Tokenizer) -> list[list[int]]:
-        """What each label is in tokens."""
-        return [[*tokenizer.encode(f" {label}"), tokenizer.end_of_text_id] for label in self.labels]
-
     def logits(self, model: Model, records: Sequence[Record]) -> np.ndarray:
         """[N, C]: what the head says, or the nats of each label's name. Raises ConfigError."""
-        told = self._told(model.tokenizer)
-        longest = max(map(len, told)) - 1 if self.method is Method.LIKELIHOOD else 0
-        room = model.window - longest
+        told = []
+        if self.method is Method.LIKELIHOOD:
+            told = [_told(model.tokenizer, label) for label in self.labels]
+        room = model.window - max([0, *(len(ids) - 1 for ids in told)])
         prompts = [self._prompt(record, model.tokenizer, room) for record in records]
         for prompt in prompts:
             require(
@@ -165,6 +162,11 @@ class Classification:
             self.number_of(record["label"])
         found, wanted = [answer.text for answer in answers], [self.target(record) for record in records]
         return {"accuracy": metrics.accuracy(found, wanted), "macro_f1": metrics.macro_f1(found, wanted)}
+
+
+def _told(tokenizer: Tokenizer, label: str) -> list[int]:
+    """What is learned, token by token, to say a label."""
+    return [*tokenizer.encode(f" {label}"), tokenizer.end_of_text_id]
 
 
 def label_of(value: Any) -> str:
