@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from wafergpt.tasks import calibration, registry
 from wafergpt.tasks.chat import SYSTEM, Chat, messages_of
 from wafergpt.tasks.classification import Classification
 from wafergpt.tasks.examples import usable
-from wafergpt.tasks.task import Answer, Decoding, Objective, Record, Task
+from wafergpt.tasks.task import Answer, Decoding, Objective, Record, Task, answer_of, check_room
 
 
 class Pipeline:
@@ -62,11 +62,15 @@ class Pipeline:
         yield from evaluation.answers(self.task, self.model, records, self.decoding(decoding))
 
     def reply(
-        self, messages: Sequence[Mapping[str, str]], **decoding: Any
+        self,
+        messages: Sequence[Mapping[str, str]],
+        on_text: Callable[[str], None] = lambda text: None,
+        **decoding: Any,
     ) -> tuple[Answer, list[Mapping[str, str]]]:
         """The assistant's next words, and the messages that fitted the window with room for them.
 
-        The oldest turns go first, a system message stays. Raises ConfigError when the last does not fit.
+        The oldest turns go first, a system message stays. `on_text` is given the text as it is written.
+        Raises ConfigError when the last message does not fit.
         """
         assert isinstance(self.task, Chat), "only a chat has turns"
         chosen = self.decoding(decoding)
@@ -77,7 +81,9 @@ class Pipeline:
             if n + min(chosen.max_new_tokens, self.model.window // 4) <= self.model.window:
                 break
             del kept[first]
-        return self.task.answer(self.model, [{"messages": kept}], chosen)[0], kept
+        prompt = self.task.prompt(messages_of({"messages": kept}), self.model.tokenizer)
+        check_room(prompt, self.model.window, "a conversation")
+        return answer_of(self.model.write_live(tuple(prompt), chosen, on_text)), kept
 
     def record(self, question: str | Record) -> Record:
         """A question by its fields. Raises ConfigError naming what is missing or empty."""

@@ -89,7 +89,14 @@ def show(answer: Any, *, as_json: bool) -> None:
         print(json.dumps(_plain(answer), ensure_ascii=False), flush=True)
     else:
         print(answer.text, flush=True)
-        print(f"confidence {answer.confidence:.3f}{_others(answer)}", file=sys.stderr, flush=True)
+        say_sure(answer)
+
+
+def say_sure(answer: Any) -> None:
+    """How sure an answer is, and whether it was cut off, on standard error."""
+    print(f"confidence {answer.confidence:.3f}{_others(answer)}", file=sys.stderr, flush=True)
+    if answer.details.get("window_full"):
+        print("note: the answer stopped because the context window is full", file=sys.stderr)
 
 
 def _lines(what: str) -> Iterator[str]:

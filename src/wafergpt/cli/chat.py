@@ -50,9 +50,21 @@ def _turn(
     pipe: Any, messages: list[dict[str, str]], decoding: dict[str, Any], *, as_json: bool
 ) -> list[dict[str, str]]:
     """Answer the last message; the conversation with the answer, its oldest turns gone if they do not fit."""
-    answer, kept = pipe.reply(messages, **decoding)
+    shown: list[str] = []
+
+    def on_text(text: str) -> None:
+        text = text if shown else text.lstrip()
+        if text:
+            shown.append(text)
+            print(text, end="", flush=True)
+
+    answer, kept = pipe.reply(messages, *([] if as_json else [on_text]), **decoding)
     if len(kept) < len(messages):
         n = len(messages) - len(kept)
         print(f"note: the first {n} messages no longer fit the context window", file=sys.stderr)
-    asking.show(answer, as_json=as_json)
+    if as_json:
+        asking.show(answer, as_json=True)
+    else:
+        print(flush=True)
+        asking.say_sure(answer)
     return [*kept, {"role": "assistant", "content": answer.text}]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -13,7 +13,6 @@ from wafergpt.errors import WaferGPTError
 from wafergpt.inference.engine import Engine
 from wafergpt.inference.request import (
     Failed,
-    Finished,
     Generated,
     Hidden,
     HiddenStates,
@@ -68,17 +67,26 @@ class TaskModel:
             )
         return found
 
-    def stream(self, prompt: Ids, decoding: Decoding) -> Iterator[str]:
-        """A continuation, piece by piece while it is written."""
+    def write_live(self, prompt: Ids, decoding: Decoding, on_text: Callable[[str], None]) -> Written:
+        """As `write` for one prompt; `on_text` is given each piece of text once it is certain. No beams."""
         config = sampling_of(decoding)
         text = TextOfSample(self.tokenizer, config)
-        for event in self.engine.stream(request_of_ids(self.tokenizer, prompt, config)):
+        total = 0.0
+        for event in self.engine.stream(replace(request_of_ids(self.tokenizer, prompt, config), n_top=0)):
             if isinstance(event, NewToken):
-                yield text.push(event.token_id).text
-            else:
-                assert isinstance(event, Finished)
-                sample = _checked(event.result, Generated).samples[0]
-                yield text.finish(sample.finish_reason, sample.window_full).text
+                assert event.score is not None, "n_top asks for it"
+                total += event.score.log_probability
+                on_text(text.push(event.token_id).text)
+                continue
+            sample = _checked(event.result, Generated).samples[0]
+            on_text(text.finish(sample.finish_reason, sample.window_full).text)
+        n_tokens = len(text.token_ids)
+        return Written(
+            text=text.text,
+            n_tokens=n_tokens,
+            log_probability=total / max(1, n_tokens),
+            window_full=sample.window_full,
+        )
 
     def log_probabilities(self, rows: Sequence[tuple[Ids, int]]) -> list[list[float]]:
         """For each (ids, n given): nats of the tokens that are not given, each by all before it."""

@@ -221,14 +221,16 @@ def check_room(prompt: Sequence[int], window: int, what: str) -> None:
 
 def write_answers(model: Model, prompts: Sequence[Ids], decoding: Decoding) -> list[Answer]:
     """Answers in the model's own words; the confidence is the geometric mean of its tokens' probabilities."""
-    return [
-        Answer(
-            text=written.text.strip(),
-            confidence=float(np.exp(written.log_probability)),
-            details={"window_full": True} if written.window_full else {},
-        )
-        for written in model.write(prompts, decoding)
-    ]
+    return [answer_of(written) for written in model.write(prompts, decoding)]
+
+
+def answer_of(written: Written) -> Answer:
+    """What was written, as an answer."""
+    return Answer(
+        text=written.text.strip(),
+        confidence=float(np.exp(written.log_probability)),
+        details={"window_full": True} if written.window_full else {},
+    )
 
 
 def text_of(record: Record, name: str) -> str:

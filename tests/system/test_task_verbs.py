@@ -1,0 +1,146 @@
+"""From labelled examples to answers: finetune, then classify, translate, answer, chat and write."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "tasks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "finetuning"))
+
+import tiny_finetuning as tiny
+
+from wafergpt.cli.main import run
+from wafergpt.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, and one model fine-tuned for each of two tasks."""
+    found = tmp_path_factory.mktemp("verbs")
+    tiny.base(found / "base")
+    for task in ("classification", "qa"):
+        tiny.data(found, task)
+        words = ["--epochs", "4", "--lr", "1e-2", "--precision", "fp32"]
+        assert run(["finetune", *of(found, task), "--out", str(found / task), *words]) == 0
+    return found
+
+
+def of(folder: Path, task: str) -> list[str]:
+    return ["--task", task, "--base", str(folder / "base"), "--data", str(folder / f"{task}.jsonl")]
+
+
+def test_finetune_says_what_it_did(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, data = folder / "again", folder / "classification.jsonl"
+    run(["finetune", *of(folder, "classification"), "--out", str(out), "--epochs", "1", "--test", str(data)])
+    shown = capsys.readouterr().out
+    for part in (
+        "examples:\n  task: classification",
+        "leak: ",
+        "read; none left out",
+        "packed rows are",
+        "calibrated on",
+        "scores on 120 examples",
+        "accuracy",
+        f"next: wafergpt classify --model {out}",
+    ):
+        assert part in shown
+    with pytest.raises(ConfigError, match="--resume goes on with the run as it was started"):
+        run(["finetune", "--out", str(out), "--resume", "--epochs", "2"])
+    assert run(["finetune", "--out", str(out), "--resume"]) == 0
+    with pytest.raises(ConfigError, match="holds a run already: add --resume"):
+        run(["finetune", *of(folder, "classification"), "--out", str(out)])
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        (["--task", "qa"], ConfigError, "--base and --data must be given"),
+        (["--columns", "text=txt"], DataError, "no column 'txt'; did you mean 'text'"),
+        (["--setting", "method=heads"], ConfigError, "'heads' is not one of head, likelihood"),
+        (["--alpha", "3"], ConfigError, "go with --lora RANK"),
+        (["--validation", "no.jsonl"], DataError, "'no.jsonl' does not exist"),
+        (["--max-tokens", "3"], DataError, "nothing to learn from: .* longer than the window"),
+    ],
+)
+def test_finetune_refuses(folder: Path, words: list[str], error: type[Exception], message: str) -> None:
+    start = [] if words[0] == "--task" else of(folder, "classification")
+    with pytest.raises(error, match=message):
+        run(["finetune", *start, "--out", str(folder / "none"), *words])
+    assert not (folder / "none").exists()
+
+
+def test_a_dry_run_touches_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["finetune", *of(folder, "qa"), "--out", str(folder / "none"), "--lora", "2", "--dry-run"])
+    shown = capsys.readouterr().out
+    assert "rank: 2" in shown and "used" in shown and not (folder / "none").exists()
+
+
+def test_classify_one_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", str(folder / "classification")]
+    run(["classify", *model, "cat good!"])
+    found = capsys.readouterr()
+    assert (found.out == "yes\n" and found.err.startswith("confidence 0.")) or "confidence 1.0" in found.err
+    run(["classify", *model, "--json", "cat good!"])
+    line = json.loads(capsys.readouterr().out)
+    assert line["answer"] == "yes" and line["confidence"] == line["probabilities"]["yes"]
+
+
+def test_classify_lines_and_files(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ["--model", str(folder / "classification")]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a good!\n\nb bad?\n"))
+    run(["classify", *model])
+    assert capsys.readouterr().out.split() == ["yes", "no"]
+    data = str(folder / "classification.jsonl")
+    run(["classify", *model, "--file", data, "--score", "--out", str(folder / "answers.csv")])
+    assert "calibration_error" in capsys.readouterr().out
+    with (folder / "answers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 120 and set(rows[0]) == {"text", "label", "answer", "confidence"}
+    run(["classify", *model, "--file", data])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["answer"] for line in lines] == [row["answer"] for row in rows]
+    for words in (
+        ["x", "--file", data],
+        ["--out", "a.csv", "x"],
+        ["--score", "x"],
+        ["--file", data, "--out", "a"],
+    ):
+        with pytest.raises(ConfigError):
+            run(["classify", *model, *words])
+
+
+def test_answer_marks_the_passage(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", str(folder / "qa")]
+    run(["answer", *model, "--context", "red cat sun", "--json", "Which?"])
+    line = json.loads(capsys.readouterr().out)
+    assert "red cat sun"[line["start"] : line["end"]] == line["answer"]
+    (folder / "passage.txt").write_text("red cat sun")
+    run(["answer", *model, "--context-file", str(folder / "passage.txt"), "Which?"])
+    assert capsys.readouterr().out.strip() == line["answer"]
+    with pytest.raises(ConfigError, match="give the passage"):
+        run(["answer", *model, "Which?"])
+    with pytest.raises(ConfigError, match="more than the context window of 64; shorten the passage"):
+        run(["answer", *model, "--context", "x" * 80, "Which?"])
+
+
+def test_a_base_translates_writes_and_chats_with_a_note(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ["--model", str(folder / "base"), "--max-new-tokens", "3"]
+    for verb, words in (("translate", []), ("write", ["--seed", "1"]), ("write", ["--kind", "title"])):
+        run([verb, *model, *words, "some words"])
+        assert "was not fine-tuned for" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\nyou\n\nagain\n"))
+    run(["chat", *model, "--json"])
+    found = capsys.readouterr()
+    assert len(found.out.splitlines()) == 3 and "(a new conversation)" in found.err
+    run(["chat", *model, "--system", "s", "hi"])
+    assert "confidence 0.0" in capsys.readouterr().err
