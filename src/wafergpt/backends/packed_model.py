@@ -258,7 +258,7 @@ def open_packed(path: Path, *, verify: bool = False, huge_pages: bool = True) ->
     """
 
     def refuse(reason: str) -> CheckpointError:
-        return CheckpointError(f"packed model '{path}': {reason}; remove it, it is made anew when needed")
+        return CheckpointError(f"packed model '{path}': {reason}; wafergpt quantize writes it anew")
 
     try:
         with path.open("rb") as file:

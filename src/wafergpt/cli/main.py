@@ -128,7 +128,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         result = command.main(args=rest, prog_name=f"wafergpt {name}", standalone_mode=False)
     except typer.TyperException as error:  # the command line is wrong
-        raise ConfigError(f"{error.format_message().rstrip('.')}; see wafergpt {name} --help") from error
+        where = " ".join([name, *(word for word in rest[:1] if word in VERBS[name].subverbs)])
+        raise ConfigError(f"{error.format_message().rstrip('.')}; see wafergpt {where} --help") from error
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):  # typer would exit with 1
             raise error.__context__ from None

@@ -44,19 +44,22 @@ def predict_rows(
     out: Annotated[Path, typer.Option(help="CSV file to write.")],
 ) -> None:
     """Model every row of a CSV file (id, metric, model, shape, grid ...) and write the predictions."""
+    from wafergpt.config import require
     from wafergpt.errors import StorageError
     from wafergpt.wafer.analytic.predict import as_csv, predict
     from wafergpt.wafer.analytic.rows import read_rows
 
+    is_same = out.exists() and rows.exists() and out.samefile(rows)
+    require(not is_same, f"--out {out} would overwrite the rows: give another name")
     predictions = [predict(row) for row in read_rows(rows)]
     try:
         out.write_text(as_csv(predictions), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"cannot write {out}: {error.strerror}") from None
     for one in predictions:
-        figure = "-" if one.predicted is None else f"{one.predicted:.6g}"
+        figure = f"no figure: {one.reason}" if one.predicted is None else f"{one.predicted:.6g} {one.unit}"
         cycles = "" if one.cycles is None else f"  {one.cycles:,.0f} cycles"
-        print(f"{one.id}  {one.metric}  {figure} {one.unit}{cycles}")
+        print(f"{one.id}  {one.metric}  {figure}{cycles}")
     n_missing = sum(one.predicted is None for one in predictions)
     print(f"{out}: {len(predictions)} rows, {n_missing} without a prediction; every figure is modelled")
 
@@ -121,7 +124,7 @@ def simulate_run(
     from wafergpt.wafer.plots.pages import simulation_files, write
     from wafergpt.wafer.simulation import simulate
 
-    run = simulate(prompt.encode(), tokens)
+    run = simulate(prompt.encode(errors="surrogateescape"), tokens)  # any bytes: tokens are bytes
     for name, data in simulation_files(run).items():
         write(out / name, data)
     print("\n".join(line for line in run.report.lines() if not line.startswith(_EVIDENCE)))

@@ -58,6 +58,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["zzz"], "error: unknown verb 'zzz' (wafergpt --help lists them)"),
         (["--verbose"], "error: unknown option '--verbose'; see wafergpt --help"),
         (["doctor", "--jsn"], "error: No such option: --jsn"),
+        (["wafer", "plan"], "error: Missing argument 'name'; see wafergpt wafer plan --help"),
+        (["wafer"], "error: Missing command; see wafergpt wafer --help"),
         (["doctor", "extra"], "error: Got unexpected extra argument"),
     ],
 )

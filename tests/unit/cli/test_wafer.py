@@ -67,6 +67,7 @@ def test_a_simulation_leaves_its_files(capsys: pytest.CaptureFixture[str], tmp_p
         (("report", "111M", "--execution", "x"), 2, "execution 'x' is unknown"),
         (("report", "111M", "--systems", "500"), 2, "allows 1 to 192"),
         (("report", "111M", "--seq-len", "0"), 2, "seq_len = 0 is out of range"),
+        (("report", "111M", "--systems", "2", "--batch", "1"), 2, "less than one sequence for each of 2"),
         (("report", "no.json"), 3, "cannot read no.json: No such file"),
         (("report", "/dev/null.json"), 3, "cannot read"),
         (("simulate", "--tokens", "0"), 2, "together"),
@@ -97,3 +98,29 @@ def test_without_matplotlib_the_extra_is_named(verb: tuple[str, ...], tmp_path: 
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 9
     assert done.stderr == "error: the wafer's figures need matplotlib: pip install 'wafergpt[plots]'\n"
+
+
+def test_predictions_do_not_overwrite_their_rows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("id,metric,model\na,train_throughput,GPT-3 13B\nb,happiness,\n", encoding="utf-8")
+    before = rows.read_bytes()
+    (tmp_path / "link.csv").symlink_to(rows)
+    for out in (rows, tmp_path / "link.csv"):
+        code, _, said = run(capsys, "predict", str(rows), "--out", str(out))
+        assert code == 2 and "would overwrite the rows" in said and rows.read_bytes() == before
+    code, said, _ = run(capsys, "predict", str(rows), "--out", str(tmp_path / "out.csv"))
+    lines = said.splitlines()
+    assert code == 0 and "samples/s" in lines[0] and "no figure: no model for the metric" in lines[1]
+
+
+def test_an_empty_file_is_a_data_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").touch()
+    code, _, said = run(capsys, "predict", str(tmp_path / "rows.csv"), "--out", str(tmp_path / "out.csv"))
+    assert code == 3 and "is empty" in said and not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.skipif(bool(native.available()), reason=f"no native core: {native.available()}")
+def test_a_prompt_may_be_any_bytes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    typed = b"a\xff".decode(errors="surrogateescape")  # as Python hands on what a shell was given
+    code, said, _ = run(capsys, "simulate", "--out", str(tmp_path), "--tokens", "1", "--prompt", typed)
+    assert code == 0 and "2 prompt and 1 new tokens" in said

@@ -169,8 +169,20 @@ def test_every_metric_of_the_issue_has_a_prediction(metric: str) -> None:
 
 def test_what_cannot_be_modelled_is_empty_and_says_why() -> None:
     cases = {
-        "no model for the metric": {"metric": "happiness"},
-        "empty": {"metric": "train_throughput", "model": "unheard of"},
+        "no model for the metric 'happiness'; known: train_throughput, ": {"metric": "happiness"},
+        "'unheard of' is not known: give n_layers": {"metric": "train_throughput", "model": "unheard of"},
+        "WSE-2 allows 1 to 192": {"metric": "train_throughput", "model": "GPT-3 13B", "n_systems": "193"},
+        "less than one sequence": {
+            "metric": "train_throughput",
+            "model": "GPT-3 13B",
+            "n_systems": "4",
+            "batch": "3",
+        },
+        "larger than a wafer": {
+            "metric": "prefill_throughput",
+            "model": "LLaMA3-8B",
+            "grid": "prefill 751x995; decode 2x2",
+        },
         "not a number": {"metric": "train_throughput", "model": "GPT-3 13B", "batch": "many"},
         "out of range": {"metric": "train_throughput", "model": "GPT-3 13B", "batch": "-1"},
         "is not WxH": {"metric": "prefill_throughput", "model": "LLaMA3-8B", "grid": "600by600"},

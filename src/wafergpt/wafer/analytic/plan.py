@@ -76,7 +76,10 @@ def plan(
     require(
         1 <= systems <= arch.max_systems, f"systems = {systems}; {arch.name} allows 1 to {arch.max_systems}"
     )
-    require(batch is None or batch >= systems, f"batch = {batch} gives {systems} systems less than one each")
+    require(
+        batch is None or batch >= systems,
+        f"batch = {batch} is less than one sequence for each of {systems} systems",
+    )
     best = best_batch(shape, seq_len=seq_len, arch=arch)
     per_system = best if batch is None else batch / systems
     step = training.weight_streaming(shape, batch=per_system, seq_len=seq_len, arch=arch)

@@ -53,11 +53,17 @@ def _arch(row: Row) -> Arch:
 
 
 def _systems(row: Row) -> int:
-    return row.whole("n_systems", 1)
+    systems, arch = row.whole("n_systems", 1), _arch(row)
+    if systems > arch.max_systems:
+        raise DataError(f"n_systems = {systems} is out of range; {arch.name} allows 1 to {arch.max_systems}")
+    return systems
 
 
 def _per_system_batch(row: Row, systems: int) -> float:
-    return row.number("batch", DEFAULT_BATCH * systems) / systems
+    batch = row.number("batch", DEFAULT_BATCH * systems)
+    if batch < systems:
+        raise DataError(f"batch = {batch:g} is less than one sequence for each of {systems} systems")
+    return batch / systems
 
 
 def train_samples_per_s(
@@ -204,7 +210,8 @@ def predict(row: Row) -> Prediction:
     name, metric = row.text("id"), row.text("metric")
     unit = row.text("unit")
     if metric not in METRICS:
-        reason = f"no model for the metric '{metric[:60]}'{did_you_mean(metric, list(METRICS))}"
+        hint = did_you_mean(metric, list(METRICS)) or f"; known: {', '.join(METRICS)}"
+        reason = f"no model for the metric '{metric[:60]}'{hint}"
         return Prediction(name, metric, None, unit, reason)
     unit, answer = METRICS[metric]
     unit = row.text("unit") or unit

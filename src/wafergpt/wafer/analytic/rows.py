@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from wafergpt.config import require
 from wafergpt.errors import DataError, shown
 from wafergpt.wafer.analytic.shape import Shape
+from wafergpt.wafer.arch import WSE2
 
 REQUIRED = ("id", "metric")
 MAX_ROWS = 100_000
@@ -121,6 +121,8 @@ class Row:
         """The model's shape: the row's columns, filled in from the published shape of that name."""
         model = self.text("model")
         known = _BY_KEY.get(_key(model)) or (0, 0, 0, 0, 0, 0)
+        if not (known[0] or (self.text("n_layers") and self.text("d_model"))):
+            raise DataError(f"the shape of model {shown(model)} is not known: give n_layers and d_model")
         layers = self.whole("n_layers", known[0] or None)
         d_model = self.whole("d_model", known[1] or None)
         heads = self.whole("n_heads", known[2] or max(1, d_model // 64))
@@ -142,6 +144,9 @@ class Row:
             match = re.fullmatch(r"(?:(prefill|decode)\s+)?(\d{1,4})\s*[xX]\s*(\d{1,4})", part)
             if match is None or not (int(match[2]) and int(match[3])):
                 raise DataError(f"grid {shown(part)} is not WxH or 'prefill WxH; decode WxH'")
+            short, long = sorted((int(match[2]), int(match[3])))
+            if short > WSE2.width or long > WSE2.height:
+                raise DataError(f"grid {shown(part)} is larger than a wafer: {WSE2.width}x{WSE2.height}")
             found[match[1] or ""] = (int(match[2]), int(match[3]))
         return found
 
@@ -177,7 +182,8 @@ def _rows(file: object, path: Path) -> list[Row]:
     reader = csv.reader(file, strict=True)  # type: ignore[arg-type]
     try:
         header = [name.strip() for name in next(reader, [])]
-        require(bool(header), f"{path} is empty; the first line names the columns")
+        if not header:
+            raise DataError(f"{path} is empty; the first line names the columns")
         missing = [name for name in REQUIRED if name not in header]
         if missing:
             raise DataError(f"{path} has no column {missing[0]}; found: {shown(', '.join(header))}")
