@@ -17,7 +17,9 @@ Base = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    typer.Option(help="Examples: .jsonl, .json, .csv, .tsv, .parquet, .arrow, or a folder of splits."),
+    typer.Option(
+        help="Examples: .jsonl, .json, .csv, .tsv, .parquet, .arrow, a folder of splits, or asset:NAME."
+    ),
 ]
 Out = Annotated[Path, typer.Option(help="Run folder to write; the best model is used from there.")]
 Validation = Annotated[

@@ -1,6 +1,7 @@
 """Labelled data as rows: JSON lines, JSON, CSV, TSV, Parquet, Arrow, and folders of them split by name.
 
-A folder is what `datasets.save_to_disk` writes, what a hub repository holds, or files named by split.
+A folder is what `datasets.save_to_disk` writes, what a hub repository holds, or files named by split;
+`asset:NAME` is a data set of `assets.labelled`.
 Rows keep the columns of the file; `tasks.columns` says which of them a task needs.
 """
 
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from wafergpt.assets import labelled
+from wafergpt.data.corpus import ASSET_PREFIX
 from wafergpt.data.streams import COMPRESSIONS, lines
 from wafergpt.errors import DataError, MissingDependencyError, did_you_mean, shown
 
@@ -26,10 +29,13 @@ _LARGEST_FIELD = 1 << 30
 
 
 def read_records(path: Path | str, split: str = TRAIN) -> list[Row]:
-    """All rows of a file, or of one split of a folder; a file has but one split, whatever is asked.
+    """All rows of a file, or of one split of a folder or asset; a file has but one, whatever is asked.
 
-    Raises DataError naming file and line, MissingDependencyError for Parquet and Arrow without pyarrow.
+    Raises DataError naming file and line, MissingDependencyError for Parquet and Arrow without pyarrow,
+    AssetError.
     """
+    if str(path).startswith(ASSET_PREFIX):
+        return labelled.load(str(path).removeprefix(ASSET_PREFIX), split)
     path = Path(path)
     files = [path] if path.is_file() else splits_of(path).get(split)
     if not files:
@@ -39,7 +45,9 @@ def read_records(path: Path | str, split: str = TRAIN) -> list[Row]:
 
 
 def splits_of(path: Path | str) -> dict[str, list[Path]]:
-    """Split -> its files, in order. A file is a train split. Raises DataError for what holds none."""
+    """Split -> its files, in order (none of an asset). A file is a train split. Raises DataError."""
+    if str(path).startswith(ASSET_PREFIX):
+        return {split: [] for split in SPLITS}
     path = Path(path)
     if path.is_file():
         return {TRAIN: [path]}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from wafergpt.assets import labelled
 from wafergpt.data.records import read_records, splits_of
 from wafergpt.errors import DataError
 
@@ -129,3 +130,9 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl")
     with pytest.raises(DataError, match="no split 'tset'; it has train; did you mean 'test'"):
         read_records(tmp_path, "tset")
+
+
+def test_an_asset_has_its_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelled, "load", lambda name, split: [{"name": name, "split": split}])
+    assert read_records("asset:kjv-bbe", "test") == [{"name": "kjv-bbe", "split": "test"}]
+    assert list(splits_of("asset:kjv-bbe")) == ["train", "validation", "test"]
