@@ -12,7 +12,17 @@ from wafergpt.errors import DataError
 from wafergpt.tasks.calibration import Bin, expected_calibration_error, reliability
 from wafergpt.tasks.classification import Classification
 from wafergpt.tasks.examples import usable
-from wafergpt.tasks.task import Answer, Decoding, Ids, Model, Objective, Record, Task, Unfit
+from wafergpt.tasks.task import (
+    TOO_LONG,
+    Answer,
+    Decoding,
+    Ids,
+    Model,
+    Objective,
+    Record,
+    Task,
+    Unfit,
+)
 
 CHUNK = 64  # records answered at once
 
@@ -53,11 +63,14 @@ def score(
     decoding: Decoding | None = None,
     on_progress: Callable[[int], None] = lambda n: None,
 ) -> TaskScores:
-    """Ask every record that can be judged, and judge. `on_progress` is told how many are answered.
+    """Ask every record that can be judged and fits the window, and judge; the others are counted.
 
-    Raises DataError when none can be judged, ConfigError for one that does not fit the window.
+    `on_progress` is told how many are answered. Raises DataError when none can be judged.
     """
-    kept, left_out = usable(task, records)
+    judged, left_out = usable(task, records)
+    kept = [record for record in judged if _fits(task, model, record)]
+    if len(kept) < len(judged):
+        left_out[TOO_LONG] = len(judged) - len(kept)
     if not kept:
         raise DataError(f"none of {len(records):,} records can be judged: {left_out}")
     asked = [task.question(record) for record in kept]
@@ -80,6 +93,14 @@ def score(
         records=tuple(kept),
         bins=tuple(bins),
     )
+
+
+def _fits(task: Task, model: Model, record: Record) -> bool:
+    try:
+        task.encode(record, model.tokenizer, model.window)
+    except Unfit as unfit:
+        return unfit.reason != TOO_LONG
+    return True
 
 
 def reliability_of(task: Task, found: Sequence[Answer], records: Sequence[Record]) -> list[Bin]:

@@ -39,7 +39,7 @@ _TEMPLATES = {
     Kind.REWRITE: "{text}\nIn the style of {style}:",
     Kind.TITLE: "{text}\nTitle:",
 }
-_SHARE_GIVEN = 0.5  # of a text that is to be continued, where it is scored
+_SHARE_GIVEN, _MOST_WORDS_GIVEN = 0.5, 60  # of a text that is to be continued, where it is scored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,5 +126,5 @@ class Writing:
 
 def _halves(text: str) -> tuple[str, str]:
     words = text.split(" ")
-    n = max(1, int(len(words) * _SHARE_GIVEN))
+    n = max(1, min(int(len(words) * _SHARE_GIVEN), _MOST_WORDS_GIVEN))
     return " ".join(words[:n]), " ".join(words[n:])

@@ -1,0 +1,59 @@
+"""What `make tasks` measures: data sets, settings, the measure that decides, how much fits the time."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from wafergpt.assets import labelled
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One data set. `measure` decides, among `measures`; a higher one is better unless `lower` says so."""
+
+    dataset: str
+    measure: str
+    settings: dict[str, Any] = field(default_factory=dict)  # of the task
+    lower: bool = False
+    n_train: int = 6000
+    n_validation: int = 300
+    n_test: int = 500
+    epochs: float = 3.0
+    seq_len: int | None = None  # longest example
+
+    @property
+    def task(self) -> str:
+        """The data set's task."""
+        return labelled.get_dataset(self.dataset).task
+
+
+CASES = (
+    Case(dataset="headlines", measure="accuracy", n_train=19_948, n_test=5_700, n_validation=1000),
+    Case(dataset="film-sentences", measure="accuracy", n_train=7_049, n_test=2_014, n_validation=500),
+    Case(dataset="intents", measure="accuracy", n_train=7_128, n_test=1_997, n_validation=500),
+    Case(dataset="kjv-bbe", measure="chrf", n_train=8_000, n_test=300),
+    Case(dataset="help-en-fr", measure="chrf", n_train=6_000, n_test=200),
+    Case(dataset="help-en-zh", measure="chrf", n_train=6_000, n_test=200),
+    Case(dataset="squad", measure="f1", n_train=4_000, n_test=1_000, epochs=2.0),
+    Case(dataset="help-desk", measure="ranked_first", n_train=1_920, n_test=150, epochs=4.0),
+    Case(dataset="moby-dick", measure="perplexity", lower=True, n_test=27, epochs=3.0),
+)
+
+
+def sample(records: list[Record], n: int, seed: int = 0) -> list[Record]:
+    """At most `n` of the records, always the same, in their order."""
+    if len(records) <= n:
+        return records
+    chosen = sorted(random.Random(seed).sample(range(len(records)), n))
+    return [records[i] for i in chosen]
+
+
+def splits(case: Case) -> dict[str, list[Record]]:
+    """The records that are used."""
+    found = labelled.load_all(case.dataset, allow_sdist=True)
+    sizes = {"train": case.n_train, "validation": case.n_validation, "test": case.n_test}
+    return {split: sample(found[split], n) for split, n in sizes.items()}
