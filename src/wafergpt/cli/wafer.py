@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -121,9 +122,12 @@ def simulate_run(
     tokens: Annotated[int, typer.Option(help="New tokens; at most 65 with the prompt's.")] = 8,
 ) -> None:
     """Run a tiny GPT (random weights) on 16 x 16 simulated PEs, cycle by cycle, and show what happened."""
+    from wafergpt.wafer.machine import native
     from wafergpt.wafer.plots.pages import simulation_files, write
     from wafergpt.wafer.simulation import simulate
 
+    if reason := native.available():
+        print(f"note: NumPy does the work, some 10 s a token: {reason}", file=sys.stderr)
     run = simulate(prompt.encode(errors="surrogateescape"), tokens)  # any bytes: tokens are bytes
     for name, data in simulation_files(run).items():
         write(out / name, data)

@@ -9,6 +9,7 @@ compiler everything still works through torch; `status()` says which of the two 
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import hashlib
 import os
@@ -117,13 +118,30 @@ def _compile(compiler: str, target: Path) -> str:
     return compile_library(compiler, target, dict.fromkeys(sorted(SOURCE_DIR.glob("*.cpp")), FLAGS))
 
 
+def open_library(path: Path) -> ctypes.CDLL:
+    """Load a library; raises OSError for a damaged one.
+
+    The loader itself ends the process (SIGBUS) over a file that was cut short. ld writes the table of
+    sections last, so a file that ends before its end is not whole.
+    """
+    with path.open("rb") as file:
+        header = file.read(64)  # of 64-bit ELF: the table's offset at 40, a row's size at 58, its rows at 60
+        size = os.fstat(file.fileno()).st_size
+    offset, row, n_rows = (
+        int.from_bytes(header[at : at + n], "little") for at, n in ((40, 8), (58, 2), (60, 2))
+    )
+    if size < 64 or size < offset + row * n_rows:
+        raise OSError(errno.EIO, "the library is cut short", str(path))
+    return ctypes.CDLL(str(path))
+
+
 def _load(path: Path) -> ctypes.CDLL | None:
     """The library at `path`; None if it is damaged or another machine's, so that it must be built anew."""
     # Two OpenMP runtimes in one process would fight for the cores, so the kernels share torch's.
     if "torch" not in sys.modules:
         ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
     try:
-        library = ctypes.CDLL(str(path))
+        library = open_library(path)
         library.wg_sum_of_squares.restype = ctypes.c_double
     except (OSError, AttributeError):
         return None

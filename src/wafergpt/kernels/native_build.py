@@ -88,7 +88,7 @@ def _compile(compiler: str, path: Path) -> str:
 def _load(path: Path) -> ctypes.CDLL | None:
     """The library at `path`; None if it is damaged, so that it must be built anew."""
     try:
-        library = ctypes.CDLL(str(path))
+        library = build.open_library(path)
         library.wn_page_tokens.restype = ctypes.c_int64
     except (OSError, AttributeError):
         return None

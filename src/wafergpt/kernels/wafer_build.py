@@ -35,7 +35,7 @@ def library_path() -> Path:
 def _load(path: Path) -> ctypes.CDLL | None:
     """The library at `path`; None if it is damaged, so that it must be built anew."""
     try:
-        library = ctypes.CDLL(str(path))
+        library = build.open_library(path)
         library.wm_run.restype = ctypes.c_int64
         library.wm_machine_bytes.restype = ctypes.c_int64
     except (OSError, AttributeError):

@@ -179,3 +179,17 @@ def test_every_kernel_that_python_calls_is_compiled() -> None:
     library = build.library()
     if library is not None:
         assert all(hasattr(library, name) for name in called)
+
+
+@needs_compiler
+def test_a_library_that_was_cut_short_is_refused_not_run_into(tiny_sources: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.so"
+    assert build.compile_library(str(COMPILER), path, {tiny_sources / "tiny.cpp": ["-fPIC"]}) == ""
+    data = path.read_bytes()
+    for n_bytes in (0, 4, 63, 64, 1000, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:n_bytes])  # loading one of 1000 bytes ends the process with SIGBUS
+        with pytest.raises(OSError, match="cut short"):
+            build.open_library(path)
+    path.unlink()  # a new file: the loader knows the old one by its inode
+    path.write_bytes(data)
+    assert build.open_library(path).wg_sum_of_squares
