@@ -53,7 +53,6 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         require_finite("temperature", self.temperature, minimum=0.0, maximum=1e6)
         require(self.top_k is None or self.top_k >= 1, f"top_k = {self.top_k} must be at least 1")
-        require_finite("top_p", self.top_p)
         require(0 < self.top_p <= 1, f"top_p = {self.top_p!r} is out of range; allowed: above 0 to 1")
         require_finite("min_p", self.min_p, minimum=0.0, maximum=1.0)
         require_finite("repetition_penalty", self.repetition_penalty, minimum=0.01, maximum=100.0)
