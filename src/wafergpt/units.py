@@ -19,6 +19,12 @@ def format_bytes(n_bytes: float) -> str:
     return f"{n_bytes:.0f} B"
 
 
+def format_figure(value: float) -> str:
+    """`311_060.2 -> '311,100'`, `0.25 -> '0.25'` (four significant digits, no exponent below 1e15)."""
+    rounded = float(f"{value:.4g}")
+    return f"{rounded:,.0f}" if 1000 <= abs(rounded) < 1e15 else f"{rounded:.4g}"
+
+
 def format_count(count: float) -> str:
     """`111_050_496 -> '111.1M'` (decimal prefixes, three to four significant digits)."""
     for suffix, unit in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):

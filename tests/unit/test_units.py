@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from wafergpt import units
@@ -82,3 +84,10 @@ def test_parse_count_refuses(text: str) -> None:
 def test_counts_read_back_what_they_print() -> None:
     for count in (1.0, 12.0, 1500.0, 2.5e6, 1.3e9, 4e12):
         assert units.parse_count(units.format_count(count)) == pytest.approx(count, rel=1e-15)
+
+
+def test_figures_have_four_digits_and_no_exponent() -> None:
+    values = (311_060.2, 9999.6, 999.96, 1234.5, 0.25, 0.00044521, 0.0, -25_340.0, 1.6e16)
+    wanted = ["311,100", "10,000", "1,000", "1,234", "0.25", "0.0004452", "0", "-25,340", "1.6e+16"]
+    assert [units.format_figure(value) for value in values] == wanted
+    assert units.format_figure(math.inf) == "inf"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from wafergpt.units import format_bytes, format_count, format_duration
+from wafergpt.units import format_bytes, format_count, format_duration, format_figure
 from wafergpt.wafer.report import PARTS, Report, format_seconds
 
 _STYLE = """
@@ -100,17 +100,20 @@ def _numbers(report: Report) -> str:
         ("execution", f"{report.execution}, {report.fidelity} fidelity"),
         ("time, modelled", f"{format_seconds(report.modelled_s)} = {report.cycles:,.0f} cycles at "
                            f"{report.clock_hz / 1e9:g} GHz"),
-        ("rate, modelled", f"{report.samples_per_s:,.4g} samples/s, {report.tokens_per_s:,.4g} tokens/s"),
+        (
+            "rate, modelled",
+            f"{format_figure(report.samples_per_s)} samples/s, {format_figure(report.tokens_per_s)} tokens/s",
+        ),
         ("share of peak, modelled", f"{report.share_of_peak:.2%}"),
         ("fits", f"{'yes' if report.fits else 'NO'}: {report.reason}"),
         ("SRAM per PE, modelled", f"{format_bytes(sram.get('used', 0.0))} used, "
                                   f"{format_bytes(sram.get('largest', 0.0))} in the fullest"),
-        ("energy, modelled", f"{report.energy_j:,.4g} J"),
+        ("energy, modelled", f"{format_figure(report.energy_j)} J"),
     ]  # fmt: skip
     if report.host_measured_s is not None:
         rows.append(("the host took, measured", format_duration(report.host_measured_s)))
     if report.modelled_speedup is not None:
-        rows.append(("speed-up over the host, modelled", f"{report.modelled_speedup:,.4g} x"))
+        rows.append(("speed-up over the host, modelled", f"{format_figure(report.modelled_speedup)} x"))
     return table("The numbers", (), rows)
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from wafergpt.errors import DataError
-from wafergpt.units import format_bytes, format_duration
+from wafergpt.units import format_bytes, format_duration, format_figure
 from wafergpt.wafer.arch import Quantity
 
 PARTS = ("compute", "weight_streaming", "fabric", "reduction", "host")
@@ -119,7 +119,8 @@ class Report:
 
     def lines(self) -> list[str]:
         """The report for a reader, line by line; everything in it is modelled unless it says measured."""
-        ratio = "" if self.modelled_speedup is None else f", modelled speed-up {self.modelled_speedup:.4g}x"
+        speedup = self.modelled_speedup
+        ratio = "" if speedup is None else f", modelled speed-up {format_figure(speedup)}x"
         host = (
             "" if self.host_measured_s is None else f"host, measured: {format_duration(self.host_measured_s)}"
         )
@@ -129,13 +130,14 @@ class Report:
             + (f": {self.description}" if self.description else ""),
             f"modelled time: {format_seconds(self.modelled_s)} = {self.cycles:,.0f} cycles "
             f"at {self.clock_hz / 1e9:g} GHz",
-            f"modelled rate: {self.samples_per_s:,.4g} samples/s, {self.tokens_per_s:,.4g} tokens/s, "
+            f"modelled rate: {format_figure(self.samples_per_s)} samples/s, "
+            f"{format_figure(self.tokens_per_s)} tokens/s, "
             f"{self.share_of_peak:.2%} of peak",
             "modelled cycles: " + ", ".join(self._shares()),
             f"modelled SRAM per PE: {format_bytes(self.sram_bytes_per_pe.get('used', 0.0))} used, "
             f"{format_bytes(self.sram_bytes_per_pe.get('largest', 0.0))} in the fullest",
             f"{verdict}: {self.reason}",
-            f"modelled energy: {self.energy_j:,.4g} J",
+            f"modelled energy: {format_figure(self.energy_j)} J",
         ]
         found += [host + ratio] if host else []
         found += [
@@ -144,6 +146,9 @@ class Report:
         ]
         found += [f"{a.evidence}: {a.name} = {a.value:.6g} {a.unit} ({a.source})" for a in self.assumptions]
         return found
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
 
     def _shares(self) -> list[str]:
         total = max(self.cycles, 1e-30)

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from wafergpt.errors import DataError
+from wafergpt.units import format_figure
 from wafergpt.wafer.analytic.price import price
 from wafergpt.wafer.html import Picture, report_page
 from wafergpt.wafer.report import PARTS, Assumption, OpCost, Report, Unmapped
@@ -110,7 +111,10 @@ def test_the_page_has_the_reports_numbers() -> None:
         assert op.name in text and f"{op.cycles:,.0f}" in text
     for one in found.assumptions:
         assert one.name in text and one.source in text and one.evidence in text
-    assert f"{found.tokens_per_s:,.4g} tokens/s" in text and f"{found.modelled_speedup:,.4g} x" in text
+    assert found.modelled_speedup is not None
+    assert f"{format_figure(found.tokens_per_s)} tokens/s" in text
+    assert f"{format_figure(found.modelled_speedup)} x" in text
+    assert str(found) == "\n".join(found.lines())
     assert "measured" in text and text.count("modelled") > 8
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wafergpt.config import require
-from wafergpt.units import format_bytes, format_count, format_duration
+from wafergpt.units import format_bytes, format_count, format_duration, format_figure
 from wafergpt.wafer.analytic import inference, training
 from wafergpt.wafer.analytic.parameters import PARAMETERS
 from wafergpt.wafer.analytic.scaling import scaled
@@ -142,15 +142,19 @@ def lines(answer: Plan) -> list[str]:
         f"{format_count(answer.n_tokens)} tokens, windows of {answer.seq_len:,}",
         f"training {verdict}: {answer.why}",
         f"step: {format_duration(answer.step_s)} with {answer.batch:,} sequences; "
-        f"{answer.samples_per_s:,.4g} samples/s, {answer.samples_per_s * answer.seq_len:,.4g} tokens/s, "
+        f"{format_figure(answer.samples_per_s)} samples/s, "
+        f"{format_figure(answer.samples_per_s * answer.seq_len)} tokens/s, "
         f"{answer.share_of_peak:.1%} of peak",
-        f"run: {answer.n_steps:,.0f} steps, {answer.run_s / 86400:,.3g} days, {kwh:,.4g} kWh",
+        f"run: {answer.n_steps:,.0f} steps, {format_figure(answer.run_s / 86400)} days, "
+        f"{format_figure(kwh)} kWh",
         f"best batch: {answer.best_batch_per_system:,} sequences per system reach "
         f"{NEAR_BEST:.0%} of the largest rate",
         "scaling at that batch per system (systems: samples/s): "
-        + ", ".join(f"{n}: {rate:,.4g}" for n, rate in answer.scaling),
-        f"inference, one sequence: prefill {answer.prefill_tokens_per_s:,.4g} tokens/s on {PREFILL_EDGE} "
-        f"square, decode {answer.decode_tokens_per_s:,.4g} tokens/s on {DECODE_EDGE} square; {resident}",
+        + ", ".join(f"{n}: {format_figure(rate)}" for n, rate in answer.scaling),
+        f"inference, one sequence: prefill {format_figure(answer.prefill_tokens_per_s)} tokens/s "
+        f"on {PREFILL_EDGE} x {PREFILL_EDGE} PEs, "
+        f"decode {format_figure(answer.decode_tokens_per_s)} tokens/s "
+        f"on {DECODE_EDGE} x {DECODE_EDGE} PEs; {resident}",
     ]
     return found + [
         f"{q.evidence.value}: {n} = {q.value:g} {q.unit} ({q.source})" for n, q in PARAMETERS.items()
