@@ -126,7 +126,7 @@ def test_every_exit_code_is_documented() -> None:
         c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, errors.WaferGPTError)
     ]
     raised = {c.exit_code for c in classes} | {failure.OUT_OF_MEMORY, failure.INTERNAL, failure.INTERRUPTED}
-    assert documented == raised | {0, 143}
+    assert documented == raised | {0, failure.READER_GONE, failure.TERMINATED}
     assert len({c.exit_code for c in classes}) == len(classes), "two errors share an exit code"
 
 
