@@ -10,7 +10,7 @@ EXTRAS := plots,data,hub,modelzoo,gguf,tasks,engines,tensorboard,test
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo base test test-long bench bench-inference lint dist clean
+.PHONY: help install demo base test test-long bench tasks bench-inference lint dist clean
 
 help:
 	@echo "make demo       pre-train a small Cerebras-GPT on real English (about ten minutes)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test       lint and the tests (under eight minutes on two cores)"
 	@echo "make test-long  every test, the long ones and the docs' snippets in full too"
 	@echo "make bench      every benchmark"
+	@echo "make tasks      teach the base of make base every task, three seeds each, and write the table"
 	@echo "make bench-inference  inference beside the best other engines, each in its own environment"
 	@echo "make lint       ruff and mypy"
 	@echo "make dist       wheel and sdist in dist/"
@@ -54,6 +55,9 @@ test-long: lint
 
 bench: $(STAMP)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+tasks: $(STAMP)
+	$(BIN)/python benchmarks/tasks --base runs/base --out runs/tasks
 
 bench-inference: $(STAMP)
 	$(BIN)/python benchmarks/inference.py --models 111M 256M 590M 1.3B --quality --json-out

@@ -41,9 +41,8 @@ def candidates_of(test: list[Record], seed: int) -> list[list[str]]:
     """For each conversation its own last answer first, then random ones of others."""
     draw = random.Random(seed)
     texts = [record["messages"][-1]["content"] for record in test]
-    return [
-        [text, *draw.sample([other for other in texts if other != text], N_CANDIDATES - 1)] for text in texts
-    ]
+    n = min(N_CANDIDATES, len(set(texts))) - 1
+    return [[text, *draw.sample(sorted(set(texts) - {text}), n)] for text in texts]
 
 
 def ranked_first(pipe: api.Pipeline, test: list[Record], candidates: list[list[str]]) -> float:

@@ -56,4 +56,11 @@ def splits(case: Case) -> dict[str, list[Record]]:
     """The records that are used."""
     found = labelled.load_all(case.dataset, allow_sdist=True)
     sizes = {"train": case.n_train, "validation": case.n_validation, "test": case.n_test}
-    return {split: sample(found[split], n) for split, n in sizes.items()}
+    data = {split: sample(found[split], n) for split, n in sizes.items()}
+    known = {record.get("label") for record in data["train"]}
+    for split in ("validation", "test"):  # of a small sample: labels that it lacks cannot be learned from it
+        kept = [record for record in data[split] if record.get("label") in known]
+        if len(kept) < len(data[split]):
+            print(f"{case.dataset}: {len(data[split]) - len(kept)} of {split} have labels the sample lacks")
+        data[split] = kept
+    return data

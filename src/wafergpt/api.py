@@ -5,6 +5,7 @@ What needs torch is imported inside the functions.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -248,7 +249,8 @@ def finetune(
     if not show:
         options = replace(options, console=None)
     result = run(config, lambda: FineTuning(config, Path(out), made_of), resume=resume, options=options)
-    if made_of.task.name == "classification" and made_of.validation is not None:
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    if is_first and made_of.task.name == "classification" and made_of.validation is not None:
         for line in calibrate(Path(out), made_of.validation.records):
             if show:
                 print(line)

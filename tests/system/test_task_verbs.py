@@ -144,3 +144,11 @@ def test_a_base_translates_writes_and_chats_with_a_note(
     assert len(found.out.splitlines()) == 3 and "(a new conversation)" in found.err
     run(["chat", *model, "--system", "s", "hi"])
     assert "confidence 0.0" in capsys.readouterr().err
+
+
+def test_a_hugging_face_folder_is_a_base_like_any_other(folder: Path) -> None:
+    run(["convert", str(folder / "base"), str(folder / "hf"), "--to", "huggingface"])
+    words = ["--task", "classification", "--base", str(folder / "hf"), "--epochs", "1", "--lora", "2"]
+    data = ["--data", str(folder / "classification.jsonl")]
+    assert run(["finetune", *words, *data, "--out", str(folder / "from-hf")]) == 0
+    assert run(["classify", "--model", str(folder / "from-hf"), "a good!"]) == 0
