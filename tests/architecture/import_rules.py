@@ -72,10 +72,14 @@ RULES: dict[str, Rule] = {
     "training.tensorboard": _torch(5, third_party=("tensorboard",)),
     "backends.backend": _free(5, "model.config", third_party=("numpy",)),
     "backends.pages": _free(5, "backends.backend"),
-    "backends.packed_model": _free(5, "kernels", "checkpoints", "model.config", third_party=("numpy",)),
+    "backends.packed_blocks": _free(5),
+    "backends.packed_model": _free(
+        5, "backends.packed_blocks", "kernels", "checkpoints", "model.config", third_party=("numpy",)
+    ),
     "backends.native_cpu": _free(
         5,
-        *("backends.backend", "backends.packed_model", "kernels", "checkpoints", "model.config", "model.mup"),
+        *("backends.backend", "backends.packed_blocks", "backends.packed_model"),
+        *("kernels", "checkpoints", "model.config", "model.mup"),
         third_party=("numpy",),
     ),
     "backends.torch_eager": _torch(

@@ -21,7 +21,10 @@ DRAWN = {
     "wafer.md": ("gemv(", {"out/wafer_product.png": "wafer_product.png"}),
     "wafer_modes.md": (
         "wafer report",
-        {f"out/pictures/{name}.png": f"wafer_{name}.png" for name in ("placement", "memory", "roofline", "scaling")},
+        {
+            f"out/pictures/{name}.png": f"wafer_{name}.png"
+            for name in ("placement", "memory", "roofline", "scaling")
+        },
     ),
     "wafer_transformer.md": (
         "wafer simulate",

@@ -11,6 +11,7 @@ import wafergpt
 from model_lab import TANH, stored_model
 from native_lab import needs_library
 from wafergpt.backends import native_cpu
+from wafergpt.backends.packed_blocks import BlockDigest
 from wafergpt.checkpoints.native_model import write_run
 from wafergpt.cli.main import main
 from wafergpt.config import to_dict
@@ -113,6 +114,11 @@ def test_damaged_scales_are_found(run: Path, tmp_path: Path, monkeypatch: pytest
             scales = np.frombuffer(file.read(section.n_bytes), np.float32) * 40
             file.seek(body + section.begin)
             file.write(scales.tobytes())
+            digest = BlockDigest()  # a careless packer hashes what it wrote
+            file.seek(0)
+            digest.update(memoryview(file.read(body + places.n_bytes)))
+            file.seek(body + places.n_bytes)
+            file.write(digest.digest())
 
     monkeypatch.setattr(module, "pack_model", careless)
     with pytest.raises(CheckpointError, match="loses too much and was not kept: mean KL"):

@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wafergpt.backends.backend import Capacity, Chunk, ChunkResult, OutOfPages
+from wafergpt.backends.packed_blocks import memory_of
 from wafergpt.backends.packed_model import (
     Layout,
     PackedModel,
     Precision,
     find_packed,
     layout,
-    memory_of,
     open_packed,
     pack_model,
     pack_once,

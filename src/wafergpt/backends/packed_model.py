@@ -1,8 +1,9 @@
 """Weights packed for the native backend: one file, written once, mapped read-only ever after (no torch).
 
 The file is a fixed prefix (magic, length of the header, its SHA-256), the header in JSON, the body from the
-next multiple of 4096 on, and the SHA-256 of everything before it. What the body holds, and where, follows
-from the header's config and precision alone; a file of any other size is refused.
+next multiple of 4096 on, and the SHA-256 of the SHA-256s of every 4 MiB before it, which the cores of a
+machine share. What the body holds, and where, follows from the header's config and precision alone; a file
+of any other size, or with a bit that was not written, is refused.
 
 | precision | layers' matrices | token embedding, tied head | positions, biases, norms | keys, values |
 |---|---|---|---|---|
@@ -15,20 +16,20 @@ from the header's config and precision alone; a file of any other size is refuse
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
-import mmap
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wafergpt.backends.packed_blocks import BlockDigest, in_huge_pages, is_whole, mapped_file
 from wafergpt.checkpoints.files import write_stream
 from wafergpt.checkpoints.stored_model import StoredModel, check_arrays
 from wafergpt.config import from_dict, to_dict
@@ -39,13 +40,14 @@ from wafergpt.kernels.native import Format
 from wafergpt.model.config import GPTConfig
 
 MAGIC = b"WGPTPACK"
-VERSION = 1  # of the layout; another one is packed anew
+VERSION = 2  # of the layout; another one is packed anew
 SUFFIX = ".wgpack"
 WEIGHTS_NAME = f"model{SUFFIX}"  # in a folder that `wafergpt quantize` wrote
 _ALIGN = 64
 _BODY_ALIGN = 4096
 _PREFIX_BYTES = len(MAGIC) + 8 + 32
 _MAX_HEADER_BYTES = 1 << 16
+_REMEDY = "; wafergpt quantize writes it anew"
 
 
 class Precision(StrEnum):
@@ -198,9 +200,9 @@ def pack_model(
 def _file_chunks(
     stored: StoredModel, precision: Precision, source: str, n_threads: int
 ) -> Iterator[memoryview]:
-    digest = hashlib.sha256()
+    digest = BlockDigest()
     prefix = _prefix(stored.config, precision, source)
-    digest.update(prefix)
+    digest.update(memoryview(prefix))
     yield memoryview(prefix)
     for piece in _body(stored, precision, n_threads):
         if piece.size:
@@ -220,36 +222,8 @@ class PackedModel:
     n_file_bytes: int
 
 
-def _mapped(file: BinaryIO, size: int) -> mmap.mmap:
-    return mmap.mmap(file.fileno(), size, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
-
-
-def memory_of(size: int) -> mmap.mmap:
-    """So many bytes of 0 from a page's start on, resident once touched, in huge pages where there are some.
-
-    NumPy's own arrays begin 16 bytes after one: each vector then lies in two lines of the caches.
-    """
-    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a system without huge pages: small ones then
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
-
-
-def _in_huge_pages(file: BinaryIO, size: int) -> mmap.mmap:
-    """The file's bytes in memory of our own; raises OSError if the file ends early."""
-    memory = memory_of(size)
-    file.seek(0)
-    view, position = memoryview(memory), 0
-    while position < size:
-        n_read = file.readinto(view[position:])  # type: ignore[attr-defined]
-        if not n_read:
-            raise OSError(errno.EIO, "the file ended early")
-        position += n_read
-    return memory
-
-
-def open_packed(path: Path, *, verify: bool = False, huge_pages: bool = True) -> PackedModel:
-    """Bring a packed file to memory; its header is checked, and with `verify` every byte.
+def open_packed(path: Path, *, verify: bool = True, huge_pages: bool = True) -> PackedModel:
+    """Bring a packed file to memory; its header is checked, and unless `verify` is false every byte.
 
     With `huge_pages` it is read into huge pages of this process, which a step reads a fifth to a third faster
     than the small pages of a mapped file; without, it is mapped and shared with every process that maps it.
@@ -258,7 +232,7 @@ def open_packed(path: Path, *, verify: bool = False, huge_pages: bool = True) ->
     """
 
     def refuse(reason: str) -> CheckpointError:
-        return CheckpointError(f"packed model '{path}': {reason}; wafergpt quantize writes it anew")
+        return CheckpointError(f"packed model '{path}': {reason}{_REMEDY}")
 
     try:
         with path.open("rb") as file:
@@ -284,10 +258,14 @@ def open_packed(path: Path, *, verify: bool = False, huge_pages: bool = True) ->
             n_body = layout(config, precision).n_bytes
             if size != begin + n_body + 32:
                 raise refuse(f"it has {size} bytes, {begin + n_body + 32} are due")
-            mapped = _in_huge_pages(file, size) if huge_pages else _mapped(file, size)
+            if huge_pages:
+                mapped, right = in_huge_pages(file, size, verify)
+            else:
+                mapped = mapped_file(file, size)
+                right = is_whole(memoryview(mapped)) if verify else True
     except OSError as error:
         raise CheckpointError(f"cannot open packed model '{path}': {error.strerror or error}") from None
-    if verify and hashlib.sha256(memoryview(mapped)[:-32]).digest() != mapped[-32:]:
+    if not right:
         raise refuse("its bytes are not those that were written")
     body = np.frombuffer(mapped, np.uint8, n_body, begin)
     return PackedModel(config=config, precision=precision, source=source, body=body, n_file_bytes=size)
@@ -318,11 +296,13 @@ def packed_path(folder: Path | None, source: str, precision: Precision) -> Path:
 
 
 def find_packed(folder: Path | None, source: str, precision: Precision) -> PackedModel | None:
-    """The packed model that `pack_once` kept, if it is there and readable."""
+    """The packed model that `pack_once` kept, if it is there; one that is damaged is warned of."""
     path = packed_path(folder, source, precision)
     try:
         found = open_packed(path) if path.exists() else None
-    except CheckpointError:  # damaged: made anew
+    except CheckpointError as error:
+        reason = str(error).removesuffix(_REMEDY)
+        warnings.warn(f"{reason}; it is made anew from the model", stacklevel=2)
         return None
     return found if found is not None and found.source == source else None
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from native_lab import CONFIGS, PRECISIONS, config, needs_library, rows_of, stored_model, token_ids
-from wafergpt.backends import packed_model
+from wafergpt.backends import packed_blocks, packed_model
 from wafergpt.backends.native_cpu import NativeCPU
 from wafergpt.backends.packed_model import (
     Precision,
@@ -98,15 +98,37 @@ def test_damage_is_refused_by_name(packed: Path, tmp_path: Path) -> None:
     assert f"{len(data) + 1} bytes, {len(data)} are due" in refusal(path)
     for at in (5000, len(data) // 2, len(data) - 40, len(data) - 1):
         flipped = changed(at, bytes([data[at] ^ 1]))
-        open_packed(flipped)  # the body is read in full only on request
-        assert "not those that were written" in refusal(flipped, verify=True)
+        for huge_pages in (True, False):
+            assert "not those that were written" in refusal(flipped, huge_pages=huge_pages)
+            open_packed(flipped, huge_pages=huge_pages, verify=False)  # on request alone
     (tmp_path / "folder").mkdir()
     refusal(tmp_path / "folder")
 
 
+@pytest.mark.parametrize("block_bytes", [999, 4096, 70_000])
+def test_blocks_of_any_size_and_their_order_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr(packed_blocks, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    path = tmp_path / "m"
+    pack_model(stored_model(SHAPE), Precision.INT8, path)
+    data = path.read_bytes()
+    assert bytes(open_packed(path).body) == data[4096:-32]
+    for at in range(4096, len(data), 7919):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+        assert "not those that were written" in refusal(path)
+    swapped = data[: 10 * block_bytes] if 12 * block_bytes < len(data) else b""
+    if swapped:
+        one, other = data[10 * block_bytes : 11 * block_bytes], data[11 * block_bytes : 12 * block_bytes]
+        path.write_bytes(swapped + other + one + data[12 * block_bytes :])
+        assert "not those that were written" in refusal(path)
+
+
 def test_another_version_is_packed_anew(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_model, "VERSION", packed_model.VERSION + 1)
-    assert "layout version 1, this program reads 2" in refusal(packed)
+    read, written = packed_model.VERSION, packed_model.VERSION - 1
+    assert f"layout version {written}, this program reads {read}" in refusal(packed)
 
 
 def test_wrong_arrays_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
@@ -151,8 +173,11 @@ def test_it_is_made_once_and_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as patch:
         patch.setattr(packed_model, "pack_model", lambda *_, **__: pytest.fail("packed twice"))
         assert pack_once(stored, Precision.INT4, folder=tmp_path, source="hash") == path
-    path.write_bytes(first[:-7])
-    assert pack_once(stored, Precision.INT4, folder=tmp_path, source="hash").read_bytes() == first
+    for damaged in (first[:-7], first[:5000] + bytes([first[5000] ^ 1]) + first[5001:]):
+        path.write_bytes(damaged)
+        with pytest.warns(UserWarning, match="it is made anew from the model"):
+            again = pack_once(stored, Precision.INT4, folder=tmp_path, source="hash")
+        assert again.read_bytes() == first
     backend = NativeCPU.from_stored(stored, precision="int4", folder=tmp_path, source="hash")
     assert backend.precision is Precision.INT4
 
