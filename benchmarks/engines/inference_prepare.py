@@ -104,9 +104,9 @@ def prepare(model: str, peers: list[str], precisions: list[str], cache: Path, sa
     entries, failures, sizes = [], {}, {}
     stored = None
     for precision in precisions:
-        from wafergpt.backends.packed_model import Precision, pack_model
+        from wafergpt.backends.packed_model import VERSION, Precision, pack_model
 
-        path = folder / f"{precision}.wgpack"
+        path = folder / f"{precision}-{VERSION}.wgpack"
         if not path.exists():
             stored = stored or _stored(model)
             pack_model(stored, Precision(precision), path, n_threads=2)
