@@ -1,6 +1,6 @@
 """The base model as data: which text, what is withheld from it, which model, how long (no torch).
 
-The shape and the vocabulary are the best found for an hour of two cores; docs/log.md has the trials.
+docs/log.md says how vocabulary and shape were chosen.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def base() -> BaseConfig:
         corpora=CORPORA,
         tests=TESTS,
         held_out_every=HELD_OUT_EVERY,
-        vocab_size=8192,
-        model=small_model(d_model=320, n_layers=6, vocab_size=8192, max_seq_len=512),
-        batch_size=16,
+        vocab_size=16_384,
+        model=small_model(d_model=320, n_layers=6, vocab_size=16_384, max_seq_len=512),
+        batch_size=8,
         peak_lr=6e-3,
         training_s=58 * 60.0,
         rate_s=45.0,
