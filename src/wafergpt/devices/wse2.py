@@ -74,7 +74,10 @@ class WSE2:
         self._form: Format | None = None if self.numerics == EXACT else format_of(self.numerics)
         self.dtype = WAFER_DTYPE if self._form is None else self._form.name
         limit = self.arch.max_systems
-        require(1 <= systems <= limit, f"systems = {systems}; {self.arch.name} allows 1 to {limit}")
+        require(
+            isinstance(systems, int) and 1 <= systems <= limit,
+            f"systems = {systems}; {self.arch.name} allows a whole number from 1 to {limit}",
+        )
         require(
             execution in EXECUTIONS, f"execution '{execution}' is unknown; allowed: {', '.join(EXECUTIONS)}"
         )

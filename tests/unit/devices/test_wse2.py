@@ -358,6 +358,7 @@ def test_a_start_inside_a_mode_that_has_ended_is_told() -> None:
         (lambda: WSE2(numerics="fp8"), "numerics 'fp8' is unknown"),
         (lambda: WSE2(systems=193), "systems = 193"),
         (lambda: WSE2(systems=0), "systems = 0"),
+        (lambda: WSE2(systems=1.5), "systems = 1.5; WSE-2 allows a whole number"),
         (lambda: WSE2(execution="wishful"), "execution 'wishful'"),
     ],
 )

@@ -109,6 +109,13 @@ def test_shifting_the_cache_gives_p_times_the_tokens() -> None:
     assert all_rows == 360 * one > 0
 
 
+@pytest.mark.parametrize(("seq_len", "fits"), [(2048, True), (1_000_000, False)])
+def test_a_plan_that_does_not_fit_says_that_its_figures_are_if_only(seq_len: int, fits: bool) -> None:
+    answer = plan("GPT-3 175B", shape_of(GPT3_SHAPES["175B"]), seq_len=seq_len, systems=192)
+    assert answer.fits is fits
+    assert ("what follows would hold if training did fit:" in lines(answer)) is not fits
+
+
 def test_the_plan_of_175b_says_what_a_planner_asks() -> None:
     answer = plan("GPT-3 175B", shape_of(GPT3_SHAPES["175B"]), seq_len=2048, systems=192)
     assert answer.fits and not answer.inference_fits

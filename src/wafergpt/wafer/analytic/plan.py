@@ -141,6 +141,7 @@ def lines(answer: Plan) -> list[str]:
         f"parameters: {format_count(answer.n_parameters)}; compute-optimal run: "
         f"{format_count(answer.n_tokens)} tokens, windows of {answer.seq_len:,}",
         f"training {verdict}: {answer.why}",
+        *([] if answer.fits else ["what follows would hold if training did fit:"]),
         f"step: {format_duration(answer.step_s)} with {answer.batch:,} sequences; "
         f"{format_figure(answer.samples_per_s)} samples/s, "
         f"{format_figure(answer.samples_per_s * answer.seq_len)} tokens/s, "
