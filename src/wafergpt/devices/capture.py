@@ -4,7 +4,8 @@ Operators are seen below autograd, where forward, backward and optimiser alike c
 TorchDispatchMode. It changes nothing: the same kernels run on the same tensors. Kernels of this package that
 PyTorch does not see are watched at `ops.watch`. A phase is what PyTorch says it is: backward while the
 autograd engine runs a node, optimizer inside `Optimizer.step`. Outside both, work on gradients is backward
-(clipping), writing to a parameter is optimizer, and the rest forward.
+(clipping), giving a parameter its first values is initialisation, any other writing to one optimizer, and
+the rest forward.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Capture(TorchDispatchMode):
         self._depth = 0  # modules that are being called
         self._spans, self._step_spans = 0, 0  # PyTorch's named spans that are open; and at the step's begin
         self._in_step = False
+        self._has_gradients = False  # a backward pass has run
         self._outside = ExitStack()
 
     # Entering and leaving -------------------------------------------------------------------------------
@@ -185,10 +187,10 @@ class Capture(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         is_view = func.is_view or name in VIEWS
         written = _written(func, args, kwargs)
-        phase = self._phase(inputs, written)
+        phase = self._phase(inputs, written, name)
         if not is_view and not is_mapped_on(name, inputs):
             self._refuse_if_strict(func._schema.name, inputs)
-        form = None if is_view or phase == "optimizer" else self.form
+        form = None if is_view or phase in ("initialisation", "optimizer") else self.form
         ids = {id(x) for x in written}
         if form is not None and name not in rounding.MOVES:
             args = rounding.round_inputs(tuple(args), form, self.memory, ids)
@@ -238,11 +240,17 @@ class Capture(TorchDispatchMode):
         source = self.memory.weight(call.inputs[0]) if len(call.inputs) == 1 and _copies(call.name) else None
         self.memory.add(call.outputs, phase, copy_of=source, is_rounded=is_rounded)
 
-    def _phase(self, inputs: Sequence[Tensor], written: Sequence[Tensor]) -> str:
+    def _phase(self, inputs: Sequence[Tensor], written: Sequence[Tensor], name: str = "") -> str:
         if torch._C._current_autograd_node() is not None:
+            self._has_gradients = True
             return "backward"
-        if self._in_step or any(self.memory.weight(x) is not None for x in written):
+        if self._in_step:
             return "optimizer"
+        parameters = [x for x in written if self.memory.weight(x) is not None]
+        if parameters:
+            reads = len(inputs) > len(written) and not _copies(name.removesuffix("_"))
+            has_gradients = self._has_gradients or any(x.is_leaf and x.grad is not None for x in parameters)
+            return "optimizer" if reads or has_gradients else "initialisation"
         return "backward" if any(self.memory.phase_of(x) == "backward" for x in inputs) else "forward"
 
     def _around_native(self, call: NativeCall, run: Callable[[], Any]) -> Any:

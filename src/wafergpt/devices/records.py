@@ -9,9 +9,10 @@ from torch import Tensor
 
 from wafergpt.devices.operators import Call, Cost, costs_of, size_of
 from wafergpt.devices.tracking import Memory, Weight
-from wafergpt.wafer.workload import WORD_BYTES, Op, OpKind, Workload
+from wafergpt.wafer.workload import PHASES, WORD_BYTES, Op, OpKind, Workload
 
 _SHOWN_TENSORS = 4
+_SHOWN_MODULES = 3
 
 
 @dataclass
@@ -74,7 +75,8 @@ class Records:
             for op, total in self.totals.items()
         )
         main = max(self.models.values(), key=lambda m: m.n_tokens, default=_Model("tensors", 0, 0, 1))
-        phases = [p for p in ("forward", "backward", "optimizer") if any(op.phase == p for op in ops)]
+        seen = {op.phase for op in ops if op.kind is not OpKind.VIEW}
+        phases = [phase for phase in PHASES if phase in seen]
         return Workload(
             ops=ops,
             n_samples=main.n_rows,
@@ -82,10 +84,16 @@ class Records:
             n_parameters=self.n_parameters,
             parameters_bytes=float(self.n_parameters * WORD_BYTES[self.dtype]),
             activation_bytes_peak=self.activation_bytes_peak,
-            description=f"{main.name}, captured: {', '.join(phases)}",
+            description=f"{self._names()}, captured: {', '.join(phases)}",
             dtype=self.dtype,
             n_rows_at_once=max(main.n_rows_at_once, 1),
         )
+
+    def _names(self) -> str:
+        """The outermost modules that ran, each name once; of many the first ones."""
+        names = list(dict.fromkeys(model.name for model in self.models.values())) or ["tensors"]
+        rest = len(names) - _SHOWN_MODULES
+        return ", ".join(names[:_SHOWN_MODULES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def shapes_of(inputs: Sequence[Tensor]) -> str:

@@ -33,7 +33,7 @@ class OpKind(StrEnum):
     HOST = "host"
 
 
-PHASES = ("forward", "backward", "optimizer")
+PHASES = ("initialisation", "forward", "backward", "optimizer")
 
 # FLOPs per element of (forward, backward). Softmax: maximum, difference, exp, sum, quotient; backward y dy,
 # its sum, difference, product: together the 9 per score of the Cerebras-GPT paper's count (model/config.py).

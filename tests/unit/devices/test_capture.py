@@ -134,6 +134,38 @@ def test_phases() -> None:
     assert kinds <= {OpKind.OPTIMIZER, OpKind.VIEW}
 
 
+def test_first_values_are_no_update_and_every_module_is_named() -> None:
+    with WSE2(execution="resident") as wafer:
+        image = nn.Conv2d(3, 4, 3)(torch.ones(2, 3, 8, 8))
+        saved = {"weight": torch.ones(2, 4), "bias": torch.ones(2)}
+        linear = nn.Linear(4, 2)
+        linear.load_state_dict(saved)
+        linear(image.mean((2, 3)))
+    assert wafer.workload.description == "Conv2d, Linear, captured: initialisation, forward"
+    written = {op.phase for op in wafer.workload.ops if op.name in ("aten::uniform_", "aten::copy_")}
+    assert written == {"initialisation"}
+    weights = wafer.workload.parameters_bytes / 1e9
+    assert f"{weights:.3g} GB of weights" in wafer.report.reason  # and not eight times as much to train
+
+
+def test_an_update_by_hand_is_an_update() -> None:
+    model = nn.Linear(4, 2)
+    model(torch.ones(3, 4)).sum().backward()
+    with WSE2() as wafer, torch.no_grad():  # the backward pass was before the region
+        for parameter in model.parameters():
+            parameter.sub_(parameter.grad, alpha=0.1)
+            parameter.mul_(0.99)
+            parameter.data.add_(parameter.grad, alpha=-0.1)
+    assert wafer.workload.description == "tensors, captured: optimizer"
+
+
+def test_of_many_modules_the_first_are_named() -> None:
+    with WSE2() as wafer:
+        for model in (nn.Linear(4, 4), nn.LayerNorm(4), nn.PReLU(), nn.BatchNorm1d(4), nn.Linear(4, 2)):
+            model(torch.ones(3, 4))
+    assert wafer.workload.description.startswith("Linear, LayerNorm, PReLU and 1 more, captured: init")
+
+
 def test_checkpointed_layers_count_their_recomputation_as_backward() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 6))
     x = torch.ones(2, 6, requires_grad=True)

@@ -229,7 +229,7 @@ def _memory(
     room = SRAM_SHARE * arch.n_pes * arch.sram_bytes
     per_system = max(1, -(-workload.n_rows_at_once // systems))
     per_sample = workload.activation_bytes_peak / max(workload.n_rows_at_once, 1)
-    has_backward = any(op.phase != "forward" for op in workload.ops)
+    has_backward = any(op.phase in ("backward", "optimizer") for op in workload.ops)
     # training: weight, gradient, two moments, beside a 16-bit weight a 32-bit copy: 16 bytes in any format
     trained = 4.0 if workload.dtype == "fp32" else 8.0
     state = trained if has_backward else 1.0
