@@ -8,7 +8,10 @@ import typer
 
 
 def list_assets() -> None:
-    """Every asset: whether it is here, size, licence, what it is; then the data sets to fine-tune on."""
+    """List every asset: whether it is here, size, licence.
+
+    It also says what each is; the data sets to fine-tune on come last.
+    """
     from wafergpt.assets import fetch
     from wafergpt.assets.labelled import DATASETS
     from wafergpt.units import format_bytes

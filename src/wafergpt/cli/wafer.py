@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,7 +25,10 @@ def plan_run(
     arch: Annotated[str, typer.Option(help="WSE-2 or WSE-3 (extrapolated by its peak).")] = "WSE-2",
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Model the compute-optimal run of NAME: fit, step, days, energy, scaling, best batch, inference."""
+    """Plan the compute-optimal training of NAME.
+
+    Modelled: fit, step, days, energy, scaling, best batch, inference.
+    """
     from dataclasses import asdict
     from json import dumps
 
@@ -44,7 +48,10 @@ def predict_rows(
     rows: Annotated[Path, typer.Argument(help="CSV file of measurements to predict.")],
     out: Annotated[Path, typer.Option(help="CSV file to write.")],
 ) -> None:
-    """Model every row of a CSV file (id, metric, model, shape, grid ...) and write the predictions."""
+    """Predict published measurements, the rows of a CSV file.
+
+    Its columns are id, metric, model, shape, grid and others; the answer is a CSV file, too.
+    """
     from wafergpt.config import require
     from wafergpt.errors import StorageError
     from wafergpt.wafer.analytic.predict import as_csv, predict
@@ -85,7 +92,10 @@ def report_run(
         Path | None, typer.Option(help="Folder to write the figures to as PNG, too.", show_default="none")
     ] = None,
 ) -> None:
-    """Write an HTML report of one modelled step on a WSE-2: numbers, figures, operators, assumptions."""
+    """Write an HTML report of one modelled step on a WSE-2.
+
+    It has numbers, figures, operators and assumptions.
+    """
     from wafergpt.wafer.html import report_page
     from wafergpt.wafer.plots.pages import model_pictures, report_pictures, write
     from wafergpt.wafer.report import Report
@@ -121,7 +131,10 @@ def simulate_run(
     prompt: Annotated[str, typer.Option(help="Text to continue; a token is a byte.")] = "The wafer",
     tokens: Annotated[int, typer.Option(help="New tokens; at most 65 with the prompt's.")] = 8,
 ) -> None:
-    """Run a tiny GPT (random weights) on 16 x 16 simulated PEs, cycle by cycle, and show what happened."""
+    """Run a tiny GPT on 16 x 16 PEs, cycle by cycle.
+
+    Its weights are random. The report shows what happened.
+    """
     from wafergpt.wafer.machine import native
     from wafergpt.wafer.plots.pages import simulation_files, write
     from wafergpt.wafer.simulation import simulate
@@ -164,7 +177,7 @@ def _text(path: Path) -> str:
 
 def _shape(name: str) -> tuple[str, Shape, int]:
     """Title, shape and window of a published model of the family or of GPT-3."""
-    from wafergpt.errors import ConfigError
+    from wafergpt.errors import ConfigError, did_you_mean
     from wafergpt.model import family
     from wafergpt.wafer.analytic.rows import GPT3_SHAPES, shape_of
     from wafergpt.wafer.analytic.shape import Shape
@@ -176,6 +189,9 @@ def _shape(name: str) -> tuple[str, Shape, int]:
         return f"GPT-3 {by_size[size]}", shape_of(GPT3_SHAPES[by_size[size]]), 2048
     try:
         member = family.get(name)
-    except ConfigError as error:
-        raise ConfigError(f"{error}; GPT-3: {', '.join(f'gpt3-{key}' for key in GPT3_SHAPES)}") from None
+    except ConfigError:
+        known = [*family.FAMILY, *(f"gpt3-{key}" for key in GPT3_SHAPES)]
+        typed = re.sub(r"\d[mb]\b", lambda unit: unit[0].upper(), name.strip().lower())
+        hint = did_you_mean(typed, known)
+        raise ConfigError(f"unknown model '{name}'{hint or '; known: ' + ', '.join(known)}") from None
     return member.name, Shape.of(member.config), member.config.max_seq_len

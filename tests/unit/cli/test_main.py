@@ -46,6 +46,14 @@ def test_help_lists_every_verb_in_one_line_each(capsys: pytest.CaptureFixture[st
     assert run(capsys)[:2] == (2, out)  # no verb at all: the same page, and a failure
 
 
+@pytest.mark.parametrize("verb", [name for name, verb in front_door.VERBS.items() if verb.subverbs])
+def test_help_of_subverbs_is_not_cut(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    code, out, _ = run(capsys, verb, "--help")
+    listed = out[out.index("Commands:") :]
+    assert code == 0 and all(f"  {name} " in listed for name in front_door.VERBS[verb].subverbs)
+    assert "..." not in listed
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--version")
     assert code == 0 and out.startswith("wafergpt 0.")

@@ -58,7 +58,10 @@ def test_a_simulation_leaves_its_files(capsys: pytest.CaptureFixture[str], tmp_p
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        (("report", "112M"), 2, "unknown model"),
+        (("report", "112M"), 2, "unknown model '112M'; did you mean '111M'?\n"),
+        (("report", "gpt2-xxl"), 2, "unknown model 'gpt2-xxl'; did you mean 'gpt2-xl'?\n"),
+        (("report", "GPT3-176b"), 2, "unknown model 'GPT3-176b'; did you mean 'gpt3-175B'?\n"),
+        (("report", "happiness"), 2, "unknown model 'happiness'; known: gpt2, "),
         (
             ("report", "111M", "--mode", "dance"),
             2,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from source_tree import ROOT
 
 from wafergpt.errors import ConfigError, DataError
+from wafergpt.units import format_bytes
 from wafergpt.wafer.analytic import calibration, inference, programs, training
 from wafergpt.wafer.analytic.parameters import PARAMETERS, release_efficiency, value
 from wafergpt.wafer.analytic.plan import best_batch, lines, plan
@@ -107,6 +109,17 @@ def test_the_all_reduce_is_above_the_lower_bound_of_a_line() -> None:
 def test_shifting_the_cache_gives_p_times_the_tokens() -> None:
     one, all_rows = (inference.max_decode_tokens(LLAMA, p=360, shifted=s) for s in (False, True))
     assert all_rows == 360 * one > 0
+
+
+def test_the_state_of_a_long_window_holds_its_positions() -> None:
+    shape = shape_of(GPT3_SHAPES["13B"])
+    answer = plan("GPT-3 13B", shape, seq_len=1_000_000)
+    assert f"({format_bytes(16.0 * answer.n_parameters)} of state" in answer.why
+    assert answer.n_parameters > shape.n_parameters + 1_000_000 * shape.d_model
+    small = shape_of(GPT3_SHAPES["125M"])  # without positions 33.5 of the 33.6 GB that PEs have to offer
+    assert not inference.inference_fits(small, context=900_000)
+    same = replace(small, gated_ffn=True, d_ffn=2048)  # as many weights in a layer, no learned positions
+    assert same.n_parameters == small.n_parameters and inference.inference_fits(same, context=900_000)
 
 
 @pytest.mark.parametrize(("seq_len", "fits"), [(2048, True), (1_000_000, False)])

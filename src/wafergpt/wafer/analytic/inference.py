@@ -86,7 +86,8 @@ def max_decode_tokens(shape: Shape, *, p: int, shifted: bool, arch: Arch = WSE2)
 
 
 def inference_fits(shape: Shape, *, context: int, arch: Arch = WSE2) -> bool:
-    """Whether weights (16 bit, vocabulary twice) and the cache of one sequence fit in the wafer's SRAM."""
-    weights = 2.0 * (shape.n_parameters + shape.vocab * shape.d_model)
+    """Whether weights (16 bit; vocabulary twice, learned positions) and one sequence's cache fit in SRAM."""
+    positions = 0 if shape.gated_ffn else context
+    weights = 2.0 * (shape.n_parameters + (shape.vocab + positions) * shape.d_model)
     cache = 4.0 * context * shape.kv_width * shape.n_layers
     return weights + cache <= arch.n_pes * (arch.sram_bytes - value("program_bytes"))

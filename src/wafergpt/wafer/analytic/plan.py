@@ -118,7 +118,7 @@ def plan(
 
 def _training_fit(shape: Shape, seq_len: int, arch: Arch) -> tuple[bool, str]:
     working = training.working_bytes(shape, seq_len=seq_len)
-    state = OPTIMIZER_BYTES * shape.n_parameters
+    state = OPTIMIZER_BYTES * shape.parameters_with_vectors(seq_len)
     room = 0.9 * arch.n_pes * arch.sram_bytes
     return training.training_fits(shape, seq_len=seq_len, arch=arch), (
         f"weights stream ({format_bytes(state)} of state in MemoryX); the wafer holds "
