@@ -208,10 +208,57 @@ def test_what_cannot_be_modelled_is_empty_and_says_why() -> None:
         "is not WxH": {"metric": "prefill_throughput", "model": "LLaMA3-8B", "grid": "600by600"},
         "is not MxKxN": {"metric": "time", "group": "gemm_summa_csl", "shape_mkn": "0x1x1", "grid": "2x2"},
     }
+    _all_refused(cases)
+
+
+def _all_refused(cases: dict[str, dict[str, str]]) -> None:
     for reason, columns in cases.items():
         found = predict(Row({"id": "a", **columns}))
-        assert found.predicted is None and reason in found.reason
+        assert found.predicted is None and reason in found.reason, found
         assert as_csv([found]).splitlines()[1].split(",")[2] == ""
+
+
+def test_what_no_pes_could_hold_is_refused() -> None:
+    llama, long = {"model": "LLaMA3-8B"}, str(10**15)
+    decode, prefill = llama | {"metric": "decode_throughput"}, llama | {"metric": "prefill_throughput"}
+    request = llama | {"metric": "throughput_per_request"}
+    trained = {"model": "GPT-3 13B", "seq_len": long}
+    product = {"metric": "time", "shape_mkn": "1x16384x16384"}
+    _all_refused(
+        {
+            "4,096 positions take 432.0 MiB at 16 bit, and 1 x 1 PEs have 48.0 KiB": decode | {"grid": "1x1"},
+            "1 x 1 PEs have": prefill | {"grid": "1x1"},
+            f"{10**15:,} positions take": prefill | {"seq_len": long},
+            "360 x 360 PEs have": decode | {"seq_len": long},
+            "2 x 2 PEs have": request | {"grid": "prefill 660x660; decode 2x2"},
+            "3 x 3 PEs have": request | {"grid": "prefill 3x3; decode 360x360"},
+            f"a sequence of {10**15:,} positions takes": trained | {"metric": "train_throughput"},
+            "a sequence of": trained | {"metric": "flops_utilization_relative_to_111M_on_1_CS2"},
+            "both factors take": product | {"group": "waferllm_gemv", "grid": "50x50"},
+            "both factors": product | {"group": "waferllm_gemm", "grid": "50x50"},
+            "50 x 50": product | {"group": "gemm_summa_csl", "grid": "50x50"},
+            "the matrix takes": {"metric": "cycles", "group": "a_matvec", "shape_mkn": "1x9999x9999"},
+            "leave no SRAM for a cache": {"metric": "max_decode_len_shift_kv", "model": "QWen2-72B"},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "how"),
+    [
+        ({"shape_mkn": "4096x4096x4096"}, "cyclic shifts"),
+        ({"shape_mkn": "1x4096x4096"}, "two-phase tree"),
+        ({"shape_mkn": "64x64x64", "grid": "2x2", "model": "SUMMA collectives_2d"}, "SUMMA"),
+        ({"shape_mkn": "1x50x50", "grid": "1x1", "model": "single PE fp32 matvec x10"}, "one PE"),
+    ],
+)
+def test_of_an_unknown_group_the_other_columns_decide_and_are_named(columns, how) -> None:
+    known = {"two-phase tree": "waferllm_gemv", "SUMMA": "gemm_summa_csl", "one PE": "sim_single_tile_matvec"}
+    named = predict(Row({"id": "a", "metric": "cycles", "group": known.get(how, "gemm"), **columns}))
+    other = predict(Row({"id": "a", "metric": "cycles", "group": "news", **columns}))
+    assert named.predicted == other.predicted is not None
+    assert "group" not in named.reason and how in named.reason
+    assert other.reason.startswith("modelled: the group 'news' is not known") and how in other.reason
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from wafergpt.errors import DataError, WaferGPTError, did_you_mean
+from wafergpt.errors import DataError, WaferGPTError, did_you_mean, shown
+from wafergpt.units import format_bytes
 from wafergpt.wafer.analytic import inference, programs, training
 from wafergpt.wafer.analytic.rows import Row
 from wafergpt.wafer.analytic.scaling import scaled
@@ -74,10 +75,34 @@ def train_samples_per_s(
     return batch / step.total_s * scaled(systems)
 
 
+def _refuse_beyond(what: str, n_values: float, grid: tuple[int, int], arch: Arch = WSE2) -> None:
+    """What must be on the grid at the very least, in 16 bit, must fit in all of its SRAM."""
+    needed, room = 2.0 * n_values, float(grid[0] * grid[1] * arch.sram_bytes)
+    if needed > room:
+        raise DataError(
+            f"impossible: {what} {format_bytes(needed)} at 16 bit, and {grid[0]} x {grid[1]} PEs have"
+            f" {format_bytes(room)} of SRAM"
+        )
+
+
+def _refuse_layer(shape: Shape, p: int, *, prompt: int = 0, context: int = 0) -> None:
+    """One layer is on the grid at a time: its weights, with a prompt's activations or with its cache."""
+    n_values = shape.layer_parameters + float(prompt) * shape.d_model + 2.0 * context * shape.kv_width
+    with_it = f"and {prompt or context:,} positions take"
+    _refuse_beyond(f"one layer's weights {with_it}", n_values, (p, p))
+
+
+def _refuse_sequence(shape: Shape, seq_len: int, arch: Arch = WSE2) -> None:
+    """In training a sequence's activations between two layers are on the wafer."""
+    wafer = (arch.width, arch.height)
+    _refuse_beyond(f"a sequence of {seq_len:,} positions takes", float(seq_len) * shape.d_model, wafer, arch)
+
+
 def _train(row: Row) -> Answer:
     shape, arch, systems = row.shape(), _arch(row), _systems(row)
     default = 128 if shape.vocab == 0 else 2048
     seq_len = row.whole("seq_len", default)
+    _refuse_sequence(shape, seq_len, arch)
     release = row.text("release")
     note = "CS-3 is an extrapolation by peak; " if arch is WSE3 else ""
     if "pipelin" in row.text("mode").lower():
@@ -94,6 +119,7 @@ def _train(row: Row) -> Answer:
 
 def _prefill(row: Row) -> Answer:
     shape, p, seq_len = row.shape(), row.grid_edge("prefill", 660), row.whole("seq_len", 4096)
+    _refuse_layer(shape, p, prompt=seq_len)
     cycles = shape.n_layers * inference.prefill_layer_cycles(shape, seq_len=seq_len, p=p)
     return seq_len * WSE2.clock_hz / cycles, f"{shape.n_layers} layers on {p} x {p} PEs", cycles
 
@@ -101,6 +127,7 @@ def _prefill(row: Row) -> Answer:
 def _decode(row: Row) -> Answer:
     shape, p = row.shape(), row.grid_edge("decode", 360)
     context = row.whole("seq_len", 4096)
+    _refuse_layer(shape, p, context=context)
     cycles = shape.n_layers * inference.decode_layer_cycles(shape, context=context, p=p)
     return WSE2.clock_hz / cycles, f"{shape.n_layers} layers on {p} x {p} PEs, context {context}", cycles
 
@@ -109,30 +136,45 @@ def _request(row: Row) -> Answer:
     shape = row.shape()
     grids = (row.grid_edge("prefill", 660), row.grid_edge("decode", 360))
     in_len, out_len = row.whole("seq_len", 2048), row.whole("out_len", 128)
+    _refuse_layer(shape, grids[0], prompt=in_len)
+    _refuse_layer(shape, grids[1], context=in_len + out_len)
     rate = inference.request_tokens_per_s(shape, in_len=in_len, out_len=out_len, grids=grids)
     return rate, f"prefill, re-layout and decode on {grids[0]} and {grids[1]} square", None
 
 
 def _program(row: Row) -> Answer:
     """Cycles of the program that the group names; the caller turns them into the row's unit."""
+    cycles, how = _program_cycles(row)
+    group = row.text("group")
+    if not _PROGRAMS.search(group):
+        how = f"the group {shown(group)} is not known, the other columns are taken to mean: {how}"
+    return cycles, how, cycles
+
+
+_PROGRAMS = re.compile("matvec|gemv|gemm|summa", re.IGNORECASE)
+
+
+def _program_cycles(row: Row) -> tuple[float, str]:
     group, model = row.text("group").lower(), row.text("model").lower()
-    if "matvec" in group:
+    if "matvec" in (group if _PROGRAMS.search(group) else model):
         repeats = re.search(r"x\s?(\d{1,4})$", model)
         n = row.mkn()[2]
+        _refuse_beyond("the matrix takes", float(n) * n, (1, 1))
         cycles = programs.matvec_cycles(n, int(repeats[1]) if repeats else 10)
-        return cycles, f"{n} columns padded to four words, one PE", cycles
+        return cycles, f"{n} columns padded to four words, one PE"
     m, k, n = row.mkn()
+    factors, what = float(k) * (m + n), "both factors take"
     if "gemv" in group or (m == 1 and "summa" not in group):
         p = row.grid_edge("", 750)
-        cycles = programs.gemv_cycles(k, n, p)
-        return cycles, f"two-phase tree all-reduce on {p} x {p} PEs", cycles
+        _refuse_beyond(what, factors, (p, p))
+        return programs.gemv_cycles(k, n, p), f"two-phase tree all-reduce on {p} x {p} PEs"
     if "summa" in group or "summa" in model:
         grid = row.grids().get("") or (row.grid_edge(""),) * 2
-        cycles = programs.summa_cycles(m, k, n, grid)
-        return cycles, f"SUMMA in float32 on {grid[0]} x {grid[1]} PEs", cycles
+        _refuse_beyond(what, factors, grid)
+        return programs.summa_cycles(m, k, n, grid), f"SUMMA in float32 on {grid[0]} x {grid[1]} PEs"
     p = row.grid_edge("", 750)
-    cycles = programs.mesh_gemm_cycles(m, k, n, p)
-    return cycles, f"cyclic shifts of two hops on {p} x {p} PEs", cycles
+    _refuse_beyond(what, factors, (p, p))
+    return programs.mesh_gemm_cycles(m, k, n, p), f"cyclic shifts of two hops on {p} x {p} PEs"
 
 
 def _clock(row: Row) -> float:
@@ -155,6 +197,7 @@ def _utilization(row: Row) -> Answer:
         return rate * seq_len * shape.reported_flops_per_token(seq_len) / systems
 
     systems, seq_len = _systems(row), row.whole("seq_len", 2048)
+    _refuse_sequence(row.shape(), seq_len)
     batch = _per_system_batch(row, systems)
     ratio = per_system(row.shape(), batch, seq_len, systems) / per_system(first, 120.0, 2048, 1)
     return ratio, f"reported FLOPs per second and system, {batch:g} sequences each, over 111M's", None
@@ -173,6 +216,8 @@ def _flops(row: Row) -> Answer:
 def _max_decode(row: Row, shifted: bool) -> Answer:
     shape, p = row.shape(), row.grid_edge("decode", 360)
     tokens = inference.max_decode_tokens(shape, p=p, shifted=shifted)
+    if not tokens:
+        raise DataError(f"impossible: the weights of {shape.n_layers} layers leave no SRAM for a cache")
     return tokens, f"free SRAM of {'all rows' if shifted else 'one row'} of {p} x {p} regions", None
 
 
