@@ -32,7 +32,7 @@ from wafergpt.runs.finetune import DataShape, Plan
 from wafergpt.runs.finetune import finetune as finetune_run
 from wafergpt.tasks.task import Record, Task
 from wafergpt.tokenizer.bpe import Tokenizer
-from wafergpt.training.config import TrainConfig
+from wafergpt.training.config import Precision, TrainConfig
 from wafergpt.units import format_count, format_flops
 
 if TYPE_CHECKING:
@@ -213,6 +213,8 @@ def finetune_parts(
     if not isinstance(plan, Plan):
         plan = override(plan, overrides)
         return plan, gather(base, plan.data.path, plan.examples, plan.data.seq_len, plan.seed)
+    if plan.precision is None:
+        plan = replace(plan, precision=_quick_precision())
     window = min(plan.seq_len or base.config.max_seq_len, base.config.max_seq_len)
     material = gather(base, plan.data, plan.examples, window, plan.seed)
     rows = [row.n_positions for row in material.train.rows]
@@ -255,6 +257,13 @@ def finetune(
             if show:
                 print(line)
     return result
+
+
+def _quick_precision() -> Precision:
+    """bfloat16 where the hardware multiplies it, else float32."""
+    from wafergpt.ops import dispatch
+
+    return Precision.BF16 if dispatch.bf16_supported() else Precision.FP32
 
 
 def stored_finetune(out: Path) -> FineTuneConfig:

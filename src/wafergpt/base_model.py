@@ -22,7 +22,6 @@ from wafergpt.data.overlap import RUN_WORDS
 from wafergpt.data.publish import published
 from wafergpt.data.shards import Manifest
 from wafergpt.inference.sampling import SamplingConfig
-from wafergpt.ops import dispatch
 from wafergpt.runs import base as runs
 from wafergpt.runs.base import BaseConfig
 from wafergpt.training import loop
@@ -134,7 +133,7 @@ def _tokens(config: BaseConfig, report: MixReport, data: Path, say: Say) -> Mani
 
 def _rates(config: BaseConfig, data: Path) -> dict[Precision, float]:
     """Tokens/s of each precision this machine has, each tried for its share of `rate_s`."""
-    candidates = [Precision.FP32, Precision.BF16, *([Precision.INT8] if dispatch.int8_supported() else [])]
+    candidates = loop.precisions()
     run = runs.train_config(config, data=data, precision=Precision.FP32, total_steps=1_000_000)
     share_s = config.rate_s / len(candidates)
     return {p: loop.measure_tokens_per_s(replace(run, precision=p), share_s) for p in candidates}

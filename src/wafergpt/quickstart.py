@@ -139,12 +139,9 @@ def _sampling(config: QuickstartConfig) -> SamplingConfig:
 
 def choose_precision(config: QuickstartConfig, data: Path) -> tuple[Precision, float, dict[str, float]]:
     """(the fastest precision, its steps/s, tokens/s of each), each tried for its share of `rate_s`."""
-    from wafergpt.ops import dispatch
     from wafergpt.training import loop
 
-    candidates = [Precision.FP32, Precision.BF16]
-    if dispatch.int8_supported():
-        candidates.append(Precision.INT8)
+    candidates = loop.precisions()
     rates: dict[Precision, float] = {}
     for precision in candidates:
         run = train_config(config, data=data, precision=precision, total_steps=1_000_000)

@@ -34,7 +34,7 @@ def finetune(
     alpha: options.Alpha = None,
     lora_target: options.LoRATarget = None,
     balanced: options.Balanced = False,
-    precision: options.Precision = "bf16",
+    precision: options.Precision = None,
     random_weights: options.RandomWeights = False,
     seed: options.Seed = 0,
     set_: options.Set = None,

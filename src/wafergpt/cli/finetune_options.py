@@ -52,7 +52,9 @@ LoRATarget = Annotated[
     typer.Option(help="attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj, wte.", show_default="all but wte"),
 ]
 Balanced = Annotated[bool, typer.Option("--balanced", help="Let labels weigh alike, however rare they are.")]
-Precision = Annotated[str, typer.Option(help="bf16, fp32 or int8.")]
+Precision = Annotated[
+    str | None, typer.Option(help="bf16, fp32 or int8.", show_default="bf16 where the hardware has it")
+]
 RandomWeights = Annotated[
     bool, typer.Option("--random-weights", help="Start from fresh weights of the base's shape, to compare.")
 ]
@@ -98,7 +100,7 @@ def pairs_of(option: str, assignments: Iterable[str]) -> Iterator[tuple[str, str
 
 _UNTOLD: dict[str, Any] = {
     "base": None, "data": None, "epochs": 3.0, "batch_examples": 32, "peak_lr": None, "seq_len": None,
-    "precision": "bf16", "random_weights": False, "seed": 0, "class_weights": "equal", "lora": None,
+    "precision": None, "random_weights": False, "seed": 0, "class_weights": "equal", "lora": None,
     "examples": {"task": None, "settings": {}, "validation": None, "columns": {}},
 }  # fmt: skip
 

@@ -42,7 +42,7 @@ class Plan:
     peak_lr: float | None = None
     seq_len: int | None = None  # longest example, in tokens; None: the base's window
     lora: LoRAConfig | None = None
-    precision: Precision = Precision.BF16
+    precision: Precision | None = None  # None: bf16 where the hardware multiplies it, else fp32
     class_weights: ClassWeights = ClassWeights.EQUAL
     random_weights: bool = False
     seed: int = 0
@@ -75,7 +75,7 @@ def finetune(plan: Plan, model: GPTConfig, shape: DataShape) -> FineTuneConfig:
         ),
         batch_size=rows,
         micro_batch_size=micro,
-        precision=plan.precision,
+        precision=plan.precision or Precision.FP32,
         seed=plan.seed,
         eval_every=every,
         eval_tokens=1 << 18,

@@ -14,9 +14,10 @@ from rich.console import Console
 from wafergpt.checkpoints.native import Checkpoint
 from wafergpt.errors import CheckpointError, MissingDependencyError, NonFiniteError
 from wafergpt.model.gpt import GPT
+from wafergpt.ops import dispatch
 from wafergpt.training import distributed, loop, metrics, optim, plots
 from wafergpt.training.allocator import keep_freed_memory
-from wafergpt.training.config import TrainConfig
+from wafergpt.training.config import Precision, TrainConfig
 from wafergpt.training.display import Display
 from wafergpt.training.environment import fingerprint
 from wafergpt.training.held_out import Loss
@@ -119,6 +120,13 @@ def run(
             return training.train(signals, sampler)
 
 
+def _slow_precision(precision: Precision) -> list[str]:
+    """What to know of a precision that this machine only emulates."""
+    if precision is not Precision.BF16 or dispatch.bf16_supported():
+        return []
+    return ["this machine has no bfloat16 products: they are emulated, and fp32 is many times faster here"]
+
+
 class _Run:
     """One call of `run` from the first step to the last; `files` is None in all processes but the first."""
 
@@ -155,7 +163,7 @@ class _Run:
             if self.config.start_from is not None:
                 took_over = f"weights, moments and place in the data are those of '{self.config.start_from}'"
                 self._tell("notice", f"{took_over}; the step counter starts at {step}")
-        for notice in (*notices, *self.job.notices()):
+        for notice in (*notices, *self.job.notices(), *_slow_precision(self.config.precision)):
             self._tell("notice", notice)
         if self.options.measure_peak:
             peak = measure_matmul_peak(self.config.precision, self.trainer.world.device)

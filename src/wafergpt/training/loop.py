@@ -20,9 +20,10 @@ from wafergpt.data.loader import Loader
 from wafergpt.data.shards import ShardSet
 from wafergpt.errors import CheckpointError, ConfigError, DataError
 from wafergpt.model.gpt import GPT
+from wafergpt.ops import dispatch
 from wafergpt.training import state as training_state
 from wafergpt.training.allocator import keep_freed_memory
-from wafergpt.training.config import TrainConfig
+from wafergpt.training.config import Precision, TrainConfig
 from wafergpt.training.distributed import World
 from wafergpt.training.report import StepReport
 from wafergpt.training.state import TrainState
@@ -121,6 +122,16 @@ class RandomBatches:
     def n_tokens(self, n_samples: int) -> int:
         """Tokens of the first `n_samples` samples."""
         return n_samples * self.seq_len
+
+
+def precisions() -> list[Precision]:
+    """Those whose products run in hardware here."""
+    found = [Precision.FP32]
+    if dispatch.bf16_supported():
+        found.append(Precision.BF16)
+    if dispatch.int8_supported():
+        found.append(Precision.INT8)
+    return found
 
 
 def measure_tokens_per_s(config: TrainConfig, duration_s: float = 10.0) -> float:
