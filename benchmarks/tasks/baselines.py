@@ -142,11 +142,12 @@ def answer(test: list[dict]) -> dict[str, dict[str, float]]:
     return {"best sentence": {"f1": float(np.mean(f1)), "exact_match": float(np.mean(exact))}}
 
 
-def rank(train: list[dict], asked: list[str], candidates: list[list[str]]) -> dict[str, dict[str, float]]:
-    """How often TF-IDF ranks the right passage, the first of each list, above the others."""
+def cosines(train: list[dict], asked: list[str], candidates: list[list[str]]) -> np.ndarray:
+    """[n, candidates] similarities of questions and passages, by TF-IDF fitted on the training text."""
     vectors = TfIdf([m["content"] for record in train for m in record["messages"]])
-    hits = []
-    for question, texts in zip(asked, candidates, strict=True):
-        scores = similarity(vectors.rows([question]), vectors.rows(texts), len(vectors.idf))[0]
-        hits.append(scores[0] > scores[1:].max())
-    return {"TF-IDF": {"ranked_first": float(np.mean(hits))}}
+    return np.array(
+        [
+            similarity(vectors.rows([question]), vectors.rows(texts), len(vectors.idf))[0]
+            for question, texts in zip(asked, candidates, strict=True)
+        ]
+    )

@@ -9,6 +9,7 @@ from typing import Any
 from wafergpt.assets import labelled
 
 Record = dict[str, Any]
+POOL = "pool"  # of a help desk: all passages that may be asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,9 @@ class Case:
     n_test: int = 500
     epochs: float = 3.0
     seq_len: int | None = None  # longest example
+    batch_examples: int = 32
+    peak_lr: float | None = None  # of all but LoRA; None: the default
+    max_new_tokens: int = 96
 
     @property
     def task(self) -> str:
@@ -57,6 +61,8 @@ def splits(case: Case) -> dict[str, list[Record]]:
     found = labelled.load_all(case.dataset, allow_sdist=True)
     sizes = {"train": case.n_train, "validation": case.n_validation, "test": case.n_test}
     data = {split: sample(found[split], n) for split, n in sizes.items()}
+    if case.task == "chat":
+        data[POOL] = found["test"]
     known = {record.get("label") for record in data["train"]}
     for split in ("validation", "test"):  # of a small sample: labels that it lacks cannot be learned from it
         kept = [record for record in data[split] if record.get("label") in known]

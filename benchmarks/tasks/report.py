@@ -1,10 +1,15 @@
-"""The table of `make tasks`: means of the seeds with their spread, gains and misses, pictures."""
+"""The table of `make tasks`: means of the seeds with their spread, gains and misses, pictures.
+
+`gather` reads the results into one plain value, `render` makes the page of it, so that a page can be made
+anew from the file in `benchmarks/results`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,117 +17,175 @@ from typing import Any
 
 import numpy as np
 from cases import Case
+from teaching import VARIANTS
 
 from wafergpt.tasks.metrics import confusion
 from wafergpt.training import metrics
 
-# What the issue asks of each data set: the pre-trained model above these, by more than the spread.
+# What the pre-trained model is held against, where the data set has it.
 RIVALS = ("random weights", "TF-IDF + logistic regression", "copy of the source", "nearest training pair",
           "best sentence", "TF-IDF", "the base, before")  # fmt: skip
+OURS = "pre-trained"
 WANTED_DROP = 0.2  # of perplexity, after tuning to one author
+COLOURS = {OURS: "tab:blue", "pre-trained, LoRA": "tab:orange", "random weights": "tab:gray"}
 
 
-def results_of(case: Case, out: Path) -> tuple[dict[str, list[dict[str, float]]], dict[str, Any]]:
-    """(method -> the scores of each seed, what the baselines' file says)."""
-    found: dict[str, list[dict[str, float]]] = {}
+def gather(cases: Sequence[Case], out: Path, *, n_params: int, seconds: float) -> dict[str, Any]:
+    """Every score of every seed, with the settings, sizes and machine that they belong to."""
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": f"{_cpu()}, {os.cpu_count()} cores",
+        "n_params": n_params,
+        "seconds": round(seconds),
+        "cases": {case.dataset: found for case in cases if (found := _case(case, out))["methods"]},
+    }
+
+
+def _case(case: Case, out: Path) -> dict[str, Any]:
+    methods: dict[str, list[dict[str, float]]] = {}
+    sizes: dict[str, int] = {}
+    trained_s: dict[str, list[float]] = {}
     about: dict[str, Any] = {}
     for path in sorted((out / "results").glob(f"{case.dataset}-*.json")):
         value = json.loads(path.read_text(encoding="utf-8"))
         if "baselines" in value:
-            about = value
-            found |= {name: [scores] for name, scores in value["baselines"].items()}
+            sizes = value["sizes"]
+            methods |= {name: [_rounded(scores)] for name, scores in value["baselines"].items()}
         else:
-            found.setdefault(value["variant"], []).append(value["scores"])
-    return found, about
+            methods.setdefault(value["variant"], []).append(_rounded(value["scores"]))
+            trained_s.setdefault(value["variant"], []).append(round(value["trained_s"], 1))
+            about = {name: value[name] for name in ("steps", "n_test", "left_out")}
+    return {
+        "task": case.task, "measure": case.measure, "lower": case.lower, "epochs": case.epochs,
+        "sizes": sizes, **about, "trained_s": trained_s, "methods": methods,
+    }  # fmt: skip
 
 
-def verdict(case: Case, found: dict[str, list[dict[str, float]]]) -> list[str]:
+def _rounded(scores: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 5) for name, value in scores.items()}
+
+
+def _cpu() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.machine()
+
+
+# -- the page
+
+
+def render(found: dict[str, Any]) -> str:
+    """Markdown: who was measured on what, then each data set with its methods and verdicts."""
+    head = (
+        f"Measured {found['date']} on {found['machine']}: a base of {found['n_params']:,} parameters,"
+        f" {found['seconds'] / 60:.0f} minutes for everything below. Mean of the seeds, and after ± half"
+        " the distance between the highest and the lowest of them."
+    )
+    return "\n\n".join([head, *(section(name, case) for name, case in found["cases"].items())])
+
+
+def section(name: str, case: dict[str, Any]) -> str:
+    """One data set: sizes, a row for each method, what is beaten and what is missed."""
+    sizes = ", ".join(f"{n:,} {split}" for split, n in case["sizes"].items())
+    measures = list(dict.fromkeys(m for seeds in case["methods"].values() for m in seeds[0]))
+    measures.sort(key=lambda m: m != case["measure"])
+    steps = f", {case['epochs']:g} epochs, {case['steps']:,} steps" if "steps" in case else ""
+    lines = [
+        f"### {name}",
+        "",
+        f"{case['task']}; examples: {sizes}{steps}",
+        "",
+        "| method | " + " | ".join(m.replace("_", " ") for m in measures) + " | training, s | seeds |",
+        "|---|" + "---:|" * (len(measures) + 2),
+    ]
+    order = [*VARIANTS, *case["methods"]]
+    for method in sorted(case["methods"], key=order.index):
+        seeds = case["methods"][method]
+        spent = case["trained_s"].get(method)
+        lines.append(
+            f"| {method} | "
+            + " | ".join(_cell([s[m] for s in seeds if m in s]) for m in measures)
+            + f" | {f'{np.mean(spent):.0f}' if spent else ''} | {len(seeds) if spent else ''} |"
+        )
+    return "\n".join([*lines, "", *(f"- {line}" for line in verdicts(case))])
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return ""
+    digits = 1 if max(values) >= 10 else 3
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.ptp(values) / 2:.{digits}f}"
+
+
+def verdicts(case: dict[str, Any]) -> list[str]:
     """`beats` or `misses`, for each rival: by more than the larger spread (highest less lowest seed)."""
-    ours = [scores[case.measure] for scores in found.get("pre-trained", [])]
+    measure, methods = case["measure"], case["methods"]
+    ours = [scores[measure] for scores in methods.get(OURS, [])]
     lines = []
     for rival in RIVALS:
-        theirs = [s[case.measure] for s in found.get(rival, []) if case.measure in s]
+        theirs = [s[measure] for s in methods.get(rival, []) if measure in s]
         if not ours or not theirs:
             continue
-        gain = float(np.mean(ours) - np.mean(theirs)) * (-1 if case.lower else 1)
-        spread = max(np.ptp(ours), np.ptp(theirs))
+        gain = float(np.mean(ours) - np.mean(theirs)) * (-1 if case["lower"] else 1)
+        spread = float(max(np.ptp(ours), np.ptp(theirs)))
         needed = WANTED_DROP * float(np.mean(theirs)) if rival == "the base, before" else spread
-        word = "beats" if gain > needed else "misses"
-        lines.append(f"{word} {rival}: {case.measure} {gain:+.3f}, needed {needed:.3f}")
+        word = "beats" if gain > needed else "**misses**"
+        lines.append(f"{word} {rival}: {measure} {gain:+.3f}, more than {needed:.3f} needed")
     return lines
 
 
-def table(cases: Sequence[Case], out: Path) -> str:
-    """Markdown: a row for each data set and method."""
-    lines = ["| data set | method | measures: mean (spread of seeds) | seeds |", "|---|---|---|---|"]
-    for case in cases:
-        for method, seeds in results_of(case, out)[0].items():
-            names = [case.measure, *(name for name in seeds[0] if name != case.measure)]
-            cells = [
-                f"{name} {np.mean([s[name] for s in seeds]):.3f} ({np.ptp([s[name] for s in seeds]):.3f})"
-                for name in names
-                if all(name in s for s in seeds)
-            ]
-            lines.append(f"| {case.dataset} | {method} | {', '.join(cells)} | {len(seeds)} |")
-    return "\n".join(lines)
-
-
-def write_report(cases: Sequence[Case], out: Path, *, n_params: int) -> Path:
-    """`report.md` and its pictures in `out`."""
-    cases = [case for case in cases if results_of(case, out)[0]]
-    parts = [
-        "# Scores of the tasks",
-        f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} processors;"
-        f" a base of {n_params:,} parameters.",
-        table(cases, out),
-        "## Gains and misses",
-        *(
-            "\n".join(
-                [
-                    f"**{case.dataset}**",
-                    "",
-                    *(f"- {line}" for line in verdict(case, results_of(case, out)[0])),
-                ]
-            )
-            for case in cases
-        ),
-        *(f"![{case.dataset}]({picture(case, out).name})" for case in cases),
-    ]
+def write_report(cases: Sequence[Case], out: Path, *, n_params: int, seconds: float) -> Path:
+    """`report.md`, `scores.json` and pictures in `out`."""
+    found = gather(cases, out, n_params=n_params, seconds=seconds)
+    (out / "scores.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    shown = [case for case in cases if case.dataset in found["cases"]]
+    pictures = [f"![{case.dataset}]({picture(case, out).name})" for case in shown]
     path = out / "report.md"
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    print(path.read_text(encoding="utf-8"))
+    text = "\n\n".join(["# Scores of the tasks", render(found), *pictures])
+    path.write_text(text + "\n", encoding="utf-8")
+    print(text)
     return path
 
 
+# -- pictures
+
+
 def picture(case: Case, out: Path) -> Path:
-    """Learning curves of every run, and the confusion matrix of a classification."""
+    """Learning curves of every run; for a classification, confusion matrix and reliability diagram too."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), dpi=110, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    colours = {"random": "tab:gray", "pre": "tab:blue", "lora": "tab:orange"}
-    for run in sorted((out / "runs").glob(f"{case.dataset}-*/metrics.jsonl")):
-        lines = [line for line in metrics.read(run) if line.get("held_out_nats") is not None]
-        kind = next(k for k in ("LoRA", "random", "pre") if k in run.parent.name)
-        left.plot(
-            [line["step"] for line in lines], [line["held_out_nats"] for line in lines],
-            color=colours[kind.lower()], label=run.parent.name.removeprefix(f"{case.dataset}-"),
-        )  # fmt: skip
-    left.set(xlabel="steps", ylabel="held-out nats", title=case.dataset)
-    left.legend(fontsize=6)
-    _confusion(case, out, right)
+    first = out / "results" / f"{case.dataset}-{OURS}-0.json"
+    value = json.loads(first.read_text(encoding="utf-8")) if first.exists() else {}
+    n = 3 if value.get("pairs") else 1
+    figure = Figure(figsize=(5.2 * n, 4.2), dpi=90, layout="constrained")
+    axes = figure.subplots(1, n, squeeze=False)[0]
+    _curves(case, out, axes[0])
+    if n == 3:
+        _confusion(value["pairs"], axes[1])
+        _reliability(value["bins"], axes[2])
     path = out / f"{case.dataset}.png"
     FigureCanvasAgg(figure).print_png(str(path))
     return path
 
 
-def _confusion(case: Case, out: Path, axes: Any) -> None:
-    path = out / "results" / f"{case.dataset}-pre-trained-0.json"
-    pairs = json.loads(path.read_text(encoding="utf-8"))["pairs"] if path.exists() else []
-    if not pairs:
-        axes.axis("off")
-        return
+def _curves(case: Case, out: Path, axes: Any) -> None:
+    for method, colour in COLOURS.items():
+        pattern = f"{case.dataset}-{method.replace(', ', '-').replace(' ', '-')}-[0-9]/metrics.jsonl"
+        for i, run in enumerate(sorted((out / "runs").glob(pattern))):
+            lines = [line for line in metrics.read(run) if line.get("held_out_nats") is not None]
+            axes.plot(
+                [line["step"] for line in lines], [line["held_out_nats"] for line in lines],
+                color=colour, marker=".", linewidth=1, label=method if i == 0 else None,
+            )  # fmt: skip
+    axes.set(xlabel="steps", ylabel="nats, validation examples", title=f"{case.dataset}: learning curves")
+    axes.legend(fontsize=8)
+
+
+def _confusion(pairs: list[list[str]], axes: Any) -> None:
     labels = sorted({label for pair in pairs for label in pair})
     counts = confusion([a for a, _ in pairs], [b for _, b in pairs], labels)
     axes.imshow(counts / np.maximum(1, counts.sum(1, keepdims=True)), cmap="Blues", vmin=0, vmax=1)
@@ -130,5 +193,12 @@ def _confusion(case: Case, out: Path, axes: Any) -> None:
         axes.set_xticks(range(len(labels)), labels, rotation=90)
         axes.set_yticks(range(len(labels)), labels)
         for i, j in np.ndindex(counts.shape):
-            axes.text(j, i, int(counts[i, j]), ha="center", va="center")
+            axes.text(j, i, int(counts[i, j]), ha="center", va="center", color="tab:red")
     axes.set(xlabel="found", ylabel="wanted", title="confusion, seed 0")
+
+
+def _reliability(bins: list[list[float]], axes: Any) -> None:
+    kept = [(confidence, accuracy) for confidence, accuracy, n in bins if n]
+    axes.plot([0, 1], [0, 1], color="tab:gray", linewidth=1)
+    axes.plot(*zip(*kept, strict=True), marker="o", color="tab:blue")
+    axes.set(xlabel="confidence", ylabel="accuracy", title="reliability, seed 0", xlim=(0, 1), ylim=(0, 1))

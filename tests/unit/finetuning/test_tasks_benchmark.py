@@ -1,0 +1,112 @@
+"""`make tasks`: its jobs run on a tiny base, its verdicts are as the bars say, its page shows its results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_finetuning as tiny
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "benchmarks" / "tasks"))
+
+import baselines  # noqa: E402
+import report  # noqa: E402
+import teaching  # noqa: E402
+from cases import CASES, POOL, Case, sample  # noqa: E402
+
+from wafergpt.assets.labelled import DATASETS  # noqa: E402
+
+OF_TASK = {"classification": "intents", "chat": "help-desk", "writing": "moby-dick"}
+
+
+def job(folder: Path, task: str, method: str = "pre-trained") -> teaching.Job:
+    """A job whose data are there."""
+    rows = tiny.rows_of(task, 60)
+    case = Case(dataset=OF_TASK[task], measure={"classification": "accuracy", "chat": "ranked_first",
+                "writing": "perplexity"}[task], epochs=1.0, max_new_tokens=4)  # fmt: skip
+    base = folder / "base"
+    if not base.exists():
+        tiny.base(base)
+        data = {"train": rows[:40], "validation": rows[40:50], "test": rows[50:]}
+        teaching.store_data(case, folder, data | ({POOL: rows} if task == "chat" else {}))
+    return teaching.Job(case, method, 0, base, folder)
+
+
+def test_a_job_leaves_scores_and_the_page_shows_them(tmp_path: Path) -> None:
+    for method in ("pre-trained", teaching.BASELINES, "random weights"):
+        line = teaching.run(job(tmp_path, "classification", method))
+        assert line.startswith(f"intents, {method}, seed 0: ")
+    case = job(tmp_path, "classification").case
+    found = report.gather([case], tmp_path, n_params=7, seconds=60.0)["cases"]["intents"]
+    assert found["sizes"] == {"train": 40, "validation": 10, "test": 10} and found["n_test"] == 10
+    assert set(found["methods"]) >= {"pre-trained", "random weights", "TF-IDF + logistic regression"}
+    written = json.loads(job(tmp_path, "classification").result.read_text())
+    assert found["methods"]["pre-trained"][0]["accuracy"] == pytest.approx(written["scores"]["accuracy"])
+    page = report.write_report([case], tmp_path, n_params=7, seconds=60.0).read_text()
+    assert f"| pre-trained | {written['scores']['accuracy']:.3f} " in page
+    assert (tmp_path / "intents.png").stat().st_size > 10_000
+
+
+def test_a_help_desk_is_ranked_and_its_base_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hashlib.sha256(b"RED").hexdigest()[:12]
+    (tmp_path / "paraphrases.json").write_text(json.dumps({digest: "crimson"}))
+    monkeypatch.setattr(teaching, "PARAPHRASES", tmp_path / "paraphrases.json")
+    monkeypatch.setattr(teaching, "N_CANDIDATES", 3)
+    teaching.run(job(tmp_path, "chat"))
+    scores = json.loads(job(tmp_path, "chat").result.read_text())["scores"]
+    wanted = {"ranked_first", "ranked_first_with_tfidf", "paraphrased_first", "perplexity", "f1"}
+    assert wanted <= set(scores) and 0 <= scores["ranked_first"] <= 1
+    value = teaching.measure_baselines(job(tmp_path, "chat", teaching.BASELINES))
+    assert set(value["baselines"]["TF-IDF"]) == {"ranked_first", "paraphrased_first"}
+
+
+def test_a_passage_gains_what_its_question_tells() -> None:
+    scores = np.array([[2.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+    assert teaching.first_share(scores) == pytest.approx(1 / 3)  # a tie is no first place
+    assert teaching.standard(scores * 10) == pytest.approx(teaching.standard(scores))
+    train = [{"messages": [{"content": "red cat"}, {"content": "blue dog"}]}]
+    cosines = baselines.cosines(train, ["a red cat"], [["the red cat", "the blue dog"]])
+    assert cosines[0] == pytest.approx([1.0, 0.0])
+
+
+def case_of(ours: list[float], theirs: list[float], *, lower: bool = False, rival: str) -> dict[str, Any]:
+    methods = {"pre-trained": ours, rival: theirs}
+    return {
+        "measure": "m", "lower": lower,
+        "methods": {name: [{"m": value} for value in values] for name, values in methods.items()},
+    }  # fmt: skip
+
+
+def test_a_gain_counts_when_it_exceeds_the_spread() -> None:
+    rival = "random weights"
+    won = report.verdicts(case_of([0.8, 0.82], [0.7, 0.72], rival=rival))
+    assert won == ["beats random weights: m +0.100, more than 0.020 needed"]
+    assert report.verdicts(case_of([0.7, 0.9], [0.75, 0.75], rival=rival))[0].startswith("**misses**")
+    assert report.verdicts(case_of([70.0], [90.0], lower=True, rival="the base, before"))[0].startswith(
+        "beats"
+    )
+    assert report.verdicts(case_of([80.0], [90.0], lower=True, rival="the base, before"))[0].startswith(
+        "**miss"
+    )
+
+
+def test_the_cases_are_data_sets_and_samples_stay_the_same() -> None:
+    assert {case.dataset for case in CASES} == set(DATASETS) - {"chitchat"}
+    records = [{"n": n} for n in range(100)]
+    assert sample(records, 7) == sample(records, 7) and len(sample(records, 7)) == 7
+    assert sample(records, 200) == records
+
+
+def test_the_document_shows_the_newest_results() -> None:
+    found = json.loads(max((ROOT / "benchmarks/results").glob("tasks_*.json")).read_text())
+    page = (ROOT / "docs/explanation/task_scores.md").read_text(encoding="utf-8")
+    assert report.render(found) in page
+    assert report.render({**found, "n_params": 1}) not in page
