@@ -23,6 +23,7 @@ from wafergpt.runs.finetune import Plan
 from wafergpt.tasks.chat import messages_of
 
 N_CANDIDATES = 20
+N_RANKED = 48  # tokens of a passage that are read to rank it
 N_SHOWN = 6
 BASELINES = "baselines"
 PARAPHRASES = Path(__file__).parent / "paraphrases.json"
@@ -230,7 +231,9 @@ def gains(pipe: api.Pipeline, asked: list[str], candidates: list[list[str]]) -> 
     """[n, candidates]: nats that a passage gains when the question stands before it."""
     tokenizer, window = pipe.model.tokenizer, pipe.model.window
     bare = (tokenizer.end_of_text_id, *tokenizer.encode("Assistant:"))
-    told = {text: tuple(tokenizer.encode(f" {text.strip()}")) for row in candidates for text in row}
+    told = {
+        text: tuple(tokenizer.encode(f" {text.strip()}")[:N_RANKED]) for row in candidates for text in row
+    }
     rows = [((*bare, *ids)[:window], len(bare)) for ids in told.values()]
     alone = dict(zip(told, pipe.model.log_probabilities(rows), strict=True))
     found = []

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from wafergpt.cli.main import VERBS, load_verb
-from wafergpt.model.config import GPTConfig, MuPConfig
+from wafergpt.finetuning.config import ExamplesConfig, FineTuneConfig
+from wafergpt.model.config import GPTConfig, LoRAConfig, MuPConfig
 from wafergpt.training.config import DataConfig, OptimConfig, ScheduleConfig, TrainConfig
 
 # Section of config.md -> the dataclass it describes.
@@ -23,6 +24,12 @@ CONFIGS: dict[str, type] = {
     "data: DataConfig": DataConfig,
     "optim: OptimConfig": OptimConfig,
     "schedule: ScheduleConfig": ScheduleConfig,
+}
+# The same for what a fine-tuning run has besides.
+FINETUNE_CONFIGS: dict[str, type] = {
+    "FineTuneConfig": FineTuneConfig,
+    "examples: ExamplesConfig": ExamplesConfig,
+    "lora: LoRAConfig": LoRAConfig,
 }
 
 
@@ -41,18 +48,27 @@ def table_rows(text: str) -> list[tuple[str, ...]]:
 
 
 def config_rows(cls: type) -> list[tuple[str, str, str]]:
-    """(key, type, default) of every field, as config.md writes them."""
+    """(key, type, default) of every field that the class adds to what it inherits, as config.md writes them."""
     hints = typing.get_type_hints(cls)
+    inherited = {name for parent in cls.__mro__[1:] for name in getattr(parent, "__annotations__", {})}
     return [
-        (field.name, _type_text(hints[field.name]), _default_text(field.default))
+        (field.name, _type_text(hints[field.name]), _default_text(_default_of(field)))
         for field in dataclasses.fields(cls)
+        if field.name not in inherited
     ]
+
+
+def _default_of(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
 
 
 def _type_text(kind: Any) -> str:
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return " or ".join("null" if a is type(None) else _type_text(a) for a in arguments)
+    if typing.get_origin(kind) is dict:
+        return "mapping"
     if typing.get_origin(kind) is tuple:
         return f"list of {_type_text(arguments[0])}"
     if issubclass(kind, enum.Enum):
@@ -68,7 +84,9 @@ def _default_text(value: Any) -> str:
     if isinstance(value, enum.Enum):
         return str(value.value)
     if isinstance(value, tuple):
-        return ", ".join(f"{item:g}" for item in value)
+        return ", ".join(item if isinstance(item, str) else f"{item:g}" for item in value)
+    if value == {}:
+        return "{}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -7,7 +7,15 @@ import re
 from pathlib import Path
 
 import pytest
-from reference_pages import CONFIGS, config_rows, sections, table_rows, verb_rows, with_verb_tables
+from reference_pages import (
+    CONFIGS,
+    FINETUNE_CONFIGS,
+    config_rows,
+    sections,
+    table_rows,
+    verb_rows,
+    with_verb_tables,
+)
 from source_tree import ROOT
 
 from wafergpt import errors
@@ -99,10 +107,10 @@ def test_the_readme_lists_every_verb() -> None:
     assert listed == [*VERBS] or sorted(listed) == sorted(VERBS)
 
 
-@pytest.mark.parametrize("title", CONFIGS)
+@pytest.mark.parametrize("title", [*CONFIGS, *FINETUNE_CONFIGS])
 def test_config_reference(title: str) -> None:
     rows = table_rows(sections(DOCS / "reference/config.md")[title])
-    assert [row[:3] for row in rows] == config_rows(CONFIGS[title])
+    assert [row[:3] for row in rows] == config_rows((CONFIGS | FINETUNE_CONFIGS)[title])
     assert all(row[3] for row in rows), "a key without a meaning"
 
 

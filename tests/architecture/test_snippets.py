@@ -12,7 +12,7 @@ from source_tree import ROOT
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 TRANSLATIONS = {"README.zh-CN.md": "README.md"}  # same commands, so they run once
 RUN = [p for p in PAGES if p.name not in TRANSLATIONS and any(block.runs for block in blocks(p, ROOT))]
-SMOKE_TIMEOUT_S, FULL_TIMEOUT_S = 240.0, 3600.0
+SMOKE_TIMEOUT_S, FULL_TIMEOUT_S = 240.0, 5400.0
 
 
 def run_page(page: Path, root: Path, folder: Path, *, smoke: bool) -> str:
