@@ -48,7 +48,7 @@ def table_rows(text: str) -> list[tuple[str, ...]]:
 
 
 def config_rows(cls: type) -> list[tuple[str, str, str]]:
-    """(key, type, default) of every field that the class adds to what it inherits, as config.md writes them."""
+    """(key, type, default) of every field of its own, not inherited, as config.md writes them."""
     hints = typing.get_type_hints(cls)
     inherited = {name for parent in cls.__mro__[1:] for name in getattr(parent, "__annotations__", {})}
     return [
