@@ -86,14 +86,14 @@ class QuestionAnswering:
         return record
 
     def encode(self, record: Record, tokenizer: Tokenizer, window: int) -> list[Encoded]:
-        """Question, passage and where the answer is in it; or passage, question and the answer."""
+        """Question, passage and where the answer is in it; or passage, question and the answer.
+
+        Of a passage that is longer than the window, the piece with most words around the answer is learned.
+        """
         found = answers_of(record)
         if self.method is Method.GENERATIVE:
             told = [*tokenizer.encode(" " + found[0][0].strip()), tokenizer.end_of_text_id]
             return [asked_and_told(self._prompt(record, tokenizer), told, window)]
-        ids, first = self._passage(record, tokenizer)
-        if len(ids) > window:
-            raise Unfit(TOO_LONG)
         context = text_of(record, "context")
         text, begin = next(((t, at) for t, at in found if at is not None), (found[0][0], None))
         if begin is None or context[begin : begin + len(text)] != text:
@@ -102,18 +102,24 @@ class QuestionAnswering:
             raise Unfit("with an answer that is not in the passage")
         low = len(context[:begin].encode())
         high = low + len(text.encode()) - 1
-        ends = np.cumsum([len(tokenizer.token_bytes(i)) for i in ids[first:]])  # of each token, in bytes
-        where = [first + int(np.searchsorted(ends, byte, side="right")) for byte in (low, high)]
-        return [Encoded(ids=tuple(ids), span=(where[0], where[1], first))]
+        asked, passage = self._question(record, tokenizer), tokenizer.encode(context)
+        ends = np.cumsum([len(tokenizer.token_bytes(i)) for i in passage])  # of each token, in bytes
+        first, last = (int(np.searchsorted(ends, byte, side="right")) for byte in (low, high))
+        pieces = _pieces(len(passage), window - len(asked))
+        holding = [(at, end) for at, end in pieces if at <= first and last < end]
+        if not holding:
+            raise Unfit(TOO_LONG)
+        at, end = max(holding, key=lambda piece: min(first - piece[0], piece[1] - last))  # words around it
+        shift = len(asked) - at
+        return [Encoded(ids=(*asked, *passage[at:end]), span=(first + shift, last + shift, len(asked)))]
 
     def _prompt(self, record: Record, tokenizer: Tokenizer) -> list[int]:
         values = {name: text_of(record, name).strip() for name in self.asked}
         return start(tokenizer, fill(self.template, values))
 
-    def _passage(self, record: Record, tokenizer: Tokenizer) -> tuple[list[int], int]:
-        """The question first, since a token sees only what is before it; and where the passage starts."""
-        asked = start(tokenizer, f"Question: {text_of(record, 'question').strip()}\n")
-        return asked + tokenizer.encode(text_of(record, "context")), len(asked)
+    def _question(self, record: Record, tokenizer: Tokenizer) -> list[int]:
+        """It stands before the passage, since a token sees only what is before it."""
+        return start(tokenizer, f"Question: {text_of(record, 'question').strip()}\n")
 
     def answer(self, model: Model, records: Sequence[Record], decoding: Decoding) -> list[Answer]:
         """An answer to each question."""
@@ -122,30 +128,52 @@ class QuestionAnswering:
             for prompt in prompts:
                 check_room(prompt, model.window, "a passage with its question")
             return write_answers(model, [tuple(prompt) for prompt in prompts], decoding)
-        rows = [self._passage(record, model.tokenizer) for record in records]
-        for ids, _ in rows:
-            require(
-                len(ids) <= model.window,
-                f"a passage with its question has {len(ids)} tokens, more than the context window of"
-                f" {model.window}; shorten the passage",
-            )
-        hidden = model.hidden([tuple(ids) for ids, _ in rows], last_only=False)
+        return self._stretches(model, records)
+
+    def _stretches(self, model: Model, records: Sequence[Record]) -> list[Answer]:
+        """The likeliest stretch of each passage; one longer than the window is read in overlapping pieces."""
+        rows: list[tuple[int, ...]] = []
+        read: list[tuple[list[int], int, list[tuple[int, int]]]] = []  # passage, where it starts, its pieces
+        for record in records:
+            asked = self._question(record, model.tokenizer)
+            check_room(asked, model.window, "a question")
+            passage = model.tokenizer.encode(text_of(record, "context"))
+            pieces = _pieces(len(passage), model.window - len(asked))
+            rows += [(*asked, *passage[at:end]) for at, end in pieces]
+            read.append((passage, len(asked), pieces))
+        hidden = iter(model.hidden(rows, last_only=False))
         return [
-            self._stretch(model.tokenizer, ids[first:], head_logits(model, states[first:]))
-            for (ids, first), states in zip(rows, hidden, strict=True)
+            self._stretch(
+                model.tokenizer, passage, pieces, [head_logits(model, next(hidden)[first:]) for _ in pieces]
+            )
+            for passage, first, pieces in read
         ]
 
-    def _stretch(self, tokenizer: Tokenizer, ids: list[int], logits: np.ndarray) -> Answer:
-        """The likeliest stretch of a passage; logits [T, 2] of being its first and its last token."""
-        p = softmax(logits.T)  # [2, T]
-        together = np.triu(p[0][:, None] * p[1][None, :])  # [first, last]
-        together = np.tril(together, self.max_answer_tokens - 1)
-        first, last = np.unravel_index(int(together.argmax()), together.shape)
+    def _stretch(
+        self,
+        tokenizer: Tokenizer,
+        ids: list[int],
+        pieces: list[tuple[int, int]],
+        logits: list[np.ndarray],
+    ) -> Answer:
+        """The likeliest stretch within a piece; logits [T, 2] of being its first and its last token.
+
+        Probabilities are those among the positions of all pieces.
+        """
+        p = softmax(np.concatenate(logits).T)  # [2, positions of all pieces]
+        best, first, last, done = -1.0, 0, 0, 0
+        for at, end in pieces:
+            here = p[:, done : done + end - at]  # [2, T]
+            done += end - at
+            together = np.triu(here[0][:, None] * here[1][None, :])  # [first, last]
+            together = np.tril(together, self.max_answer_tokens - 1)
+            if together.max() > best:
+                i, j = np.unravel_index(int(together.argmax()), together.shape)
+                best, first, last = float(together.max()), at + int(i), at + int(j)
         before = tokenizer.decode(ids[:first])
         raw = tokenizer.decode(ids[first : last + 1])
         text = raw.strip()
         begin = len(before) + len(raw) - len(raw.lstrip())
-        best = float(together[first, last])
         return Answer(text=text, confidence=best, details={"start": begin, "end": begin + len(text)})
 
     def score(self, answers: Sequence[Answer], records: Sequence[Record]) -> dict[str, float]:
@@ -157,6 +185,17 @@ class QuestionAnswering:
             "exact_match": sum(metrics.exact_match(*pair) for pair in pairs) / len(pairs),
             "f1": sum(metrics.word_f1(*pair) for pair in pairs) / len(pairs),
         }
+
+
+def _pieces(n: int, room: int) -> list[tuple[int, int]]:
+    """(start, end) of stretches of `room` of `n` tokens; each begins by the middle of the one before."""
+    if n <= room:
+        return [(0, n)]
+    if room < 1:
+        return []
+    step = max(1, room // 2)
+    starts = [*range(0, n - room, step), n - room]
+    return [(at, at + room) for at in starts]
 
 
 def answers_of(record: Record) -> list[tuple[str, int | None]]:

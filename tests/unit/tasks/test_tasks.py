@@ -121,8 +121,45 @@ def test_the_likeliest_stretch_is_the_answer() -> None:
         RuleModel(head=head, states=states), [record], task.decoding
     )
     assert len(short.text) == 1
-    with pytest.raises(ConfigError, match=r"more than the context window of 8; shorten the passage"):
+    with pytest.raises(ConfigError, match=r"a question has 13 tokens .* no room in the context window of 8"):
         task.answer(RuleModel(head=head, states=states, window=8), [record], task.decoding)
+
+
+LONG = "the cat saw a dog and the dog saw a big red bird and flew"
+
+
+@pytest.mark.parametrize("window", [24, 25, 33, 200])
+def test_a_passage_longer_than_the_window_is_read_in_pieces(window: int) -> None:
+    """Wherever the pieces are cut, the stretch is found where it stands."""
+
+    def states(ids: tuple[int, ...]) -> np.ndarray:
+        assert len(ids) <= window
+        said = "".join(TOKENIZER.decode([i])[:1] for i in ids)  # a character for each token
+        rows = np.zeros((len(ids), 2), np.float32)
+        for word, column, at in (("big", 0, 0), ("red", 1, 2)):
+            if word in said:
+                rows[said.index(word) + at, column] = 20.0
+        return rows
+
+    head = {"weight": np.eye(2, dtype=np.float32), "bias": np.zeros(2, np.float32)}
+    task = QuestionAnswering()
+    record = {"question": "?", "context": LONG, "answers": ""}
+    (answer,) = task.answer(RuleModel(head=head, states=states, window=window), [record], task.decoding)
+    assert (answer.text, answer.details["start"]) == ("big red", LONG.index("big red"))
+    assert 0.2 < answer.confidence <= 1.0
+
+
+def test_of_a_long_passage_the_piece_around_the_answer_is_learned() -> None:
+    record = {"question": "?", "context": LONG, "answers": "big red"}
+    (example,) = QuestionAnswering().encode(record, TOKENIZER, 33)
+    first, last, passage = example.span
+    assert len(example.ids) == 33 and passage == 13
+    assert TOKENIZER.decode(example.ids[first : last + 1]) == "big red"
+    assert min(first - passage, 32 - last) >= 3  # not at the edge
+    with pytest.raises(Unfit, match="longer than the window"):
+        QuestionAnswering().encode(record, TOKENIZER, 18)  # the answer has seven tokens, five fit
+    (whole,) = QuestionAnswering().encode(record, TOKENIZER, 13 + len(LONG))
+    assert TOKENIZER.decode(whole.ids[passage:]) == LONG
 
 
 def test_squad_scores() -> None:
