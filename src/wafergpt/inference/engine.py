@@ -186,7 +186,7 @@ class Engine:
                 n_choices is None or n_choices <= vocab_size,
                 f"n_choices = {n_choices} is more than the vocabulary of {vocab_size}",
             )
-            _check_bias(request, vocab_size if n_choices is None else n_choices)
+            _check_token_ids(request, vocab_size if n_choices is None else n_choices)
         elif isinstance(request, Score):
             ids, n_held = request.token_ids, len(request.token_ids) - 1
             require(n_held <= window, f"a window to score holds 2 to {window + 1} tokens, not {n_held + 1}")
@@ -331,6 +331,8 @@ def _named(error: BaseException) -> str:
     return str(error) if isinstance(error, WaferGPTError) else f"{type(error).__name__}: {error}"
 
 
-def _check_bias(request: Generate, n_choices: int) -> None:
-    for token_id in request.sampling.logit_bias:
-        require(token_id < n_choices, f"logit_bias: token id {token_id} is not one of {n_choices}")
+def _check_token_ids(request: Generate, n_choices: int) -> None:
+    named = {"logit_bias": request.sampling.logit_bias, "stop_token_ids": request.sampling.stop_token_ids}
+    for name, ids in named.items():
+        for token_id in ids:
+            require(token_id < n_choices, f"{name}: token id {token_id} is not one of {n_choices}")

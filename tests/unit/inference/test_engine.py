@@ -290,6 +290,10 @@ def test_a_watched_sample_ends_and_the_others_go_on() -> None:
         (Generate(prompt_ids=(-1, 3)), "token id -1"),
         (Generate(prompt_ids=(1,), n_choices=51), "n_choices = 51"),
         (Generate(prompt_ids=(1,), sampling=SamplingConfig(logit_bias={50: 1.0})), "logit_bias: token id 50"),
+        (
+            Generate(prompt_ids=(1,), sampling=SamplingConfig(stop_token_ids=(50,))),
+            "stop_token_ids: token id 50",
+        ),
         (Score(token_ids=(0,) * 66), "holds 2 to 65 tokens, not 66"),
         (Hidden(token_ids=(0,) * 65), "65 tokens do not fit the context window of 64"),
         (Generate(prompt_ids=(1,) * 30), "may need 64 positions, more than the key-value memory has"),
