@@ -7,7 +7,7 @@ import json
 import random
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ from wafergpt.tasks.chat import messages_of
 N_CANDIDATES = 20
 N_RANKED = 48  # tokens of a passage that are read to rank it
 N_SHOWN = 6
+N_EVALUATIONS = 5  # of a run; each costs a third of the training of as many examples
 BASELINES = "baselines"
 PARAPHRASES = Path(__file__).parent / "paraphrases.json"
 VARIANTS: dict[str, dict[str, Any]] = {
     "pre-trained": {},
-    "pre-trained, LoRA": {"lora": LoRAConfig(rank=16, alpha=32.0)},
+    "pre-trained, LoRA": {"lora": LoRAConfig(rank=16, alpha=32.0), "peak_lr": 6e-3},
     "random weights": {"random_weights": True},
 }
 
@@ -133,13 +134,14 @@ def teach(job: Job) -> dict[str, Any]:
         examples=ExamplesConfig(task=case.task, settings=case.settings),
         epochs=case.epochs,
         batch_examples=case.batch_examples,
-        peak_lr=None if job.method == "pre-trained, LoRA" else case.peak_lr,
         seq_len=case.seq_len,
         seed=job.seed,
         **VARIANTS[job.method],
     )
     started = time.perf_counter()
     config, material = api.finetune_parts(plan)
+    every = max(1, config.schedule.total_steps // N_EVALUATIONS)
+    config = replace(config, eval_every=every, log_every=every)
     result = api.finetune(config, folder, material=material, show=False)
     trained_s = time.perf_counter() - started
     pipe = api.pipeline(case.task, folder)

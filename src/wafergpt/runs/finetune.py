@@ -12,9 +12,9 @@ from wafergpt.model.config import GPTConfig, LoRAConfig, Parametrization
 from wafergpt.runs.pretrain import MICRO_BATCH_TOKENS
 from wafergpt.training.config import DataConfig, OptimConfig, Precision, ScheduleConfig
 
-# Peak rates, ours: a tenth of what the small published models were pre-trained with; an adapter, which starts
-# at zero and has few numbers, takes more. Under muP they hold at the base width.
-PEAK_LR = {Parametrization.STANDARD: 5e-4, Parametrization.MUP: 1e-3}
+# Peak rates, ours: a tenth of what the small published models were pre-trained with, half of what muP's base
+# width was (docs/log.md); an adapter, which starts at zero and has few numbers, takes more than the former.
+PEAK_LR = {Parametrization.STANDARD: 5e-4, Parametrization.MUP: 3e-3}
 LORA_PEAK_LR = 2e-3
 ROW_TOKENS = 256  # of a packed row, unless an example is longer
 N_EVALUATIONS = 10
