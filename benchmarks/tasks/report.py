@@ -91,7 +91,7 @@ def section(name: str, case: dict[str, Any]) -> str:
     sizes = ", ".join(f"{n:,} {split}" for split, n in case["sizes"].items())
     measures = list(dict.fromkeys(m for seeds in case["methods"].values() for m in seeds[0]))
     measures.sort(key=lambda m: m != case["measure"])
-    steps = f", {case['epochs']:g} epochs, {case['steps']:,} steps" if "steps" in case else ""
+    steps = f"; epochs: {case['epochs']:g}, steps: {case['steps']:,}" if "steps" in case else ""
     lines = [
         f"### {name}",
         "",
