@@ -129,7 +129,7 @@ def test_answer_marks_the_passage(folder: Path, capsys: pytest.CaptureFixture[st
         run(["answer", *model, "Which?"])
     run(["answer", *model, "--context", "red cat sun " * 20, "Which?"])  # in pieces
     assert capsys.readouterr().out.strip() in "red cat sun " * 20
-    with pytest.raises(ConfigError, match="a question has .* no room in the context window of 64"):
+    with pytest.raises(ConfigError, match=r"a question has .* no room in the context window of 64"):
         run(["answer", *model, "--context", "red cat sun", "x" * 80])
 
 
