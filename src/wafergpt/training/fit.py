@@ -163,8 +163,10 @@ class _Run:
             if self.config.start_from is not None:
                 took_over = f"weights, moments and place in the data are those of '{self.config.start_from}'"
                 self._tell("notice", f"{took_over}; the step counter starts at {step}")
-        for notice in (*notices, *self.job.notices(), *_slow_precision(self.config.precision)):
+        for notice in (*notices, *self.job.notices()):
             self._tell("notice", notice)
+        for notice in _slow_precision(self.config.precision):  # of the machine, not of the run
+            self.display.notice(notice)
         if self.options.measure_peak:
             peak = measure_matmul_peak(self.config.precision, self.trainer.world.device)
             self.display.peak_flops = self.trainer.world.total([peak])[0]
