@@ -3,7 +3,7 @@
     python benchmarks/tasks --base runs/base --out runs/tasks [--only headlines ...] [--seeds 3]
 
 Jobs run side by side, one on each core. Every result is a JSON file, so a run that was stopped goes on where
-it was. The table and pictures come last.
+it was, unless the settings or the base are others. The table and pictures come last.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from teaching import BASELINES, VARIANTS, Job, store_data
 from workers import run_jobs
 
 from wafergpt.conversion import formats
+from wafergpt.finetuning.material import weights_sha256
 
 
-def jobs_of(cases: list[Case], base: Path, out: Path, n_seeds: int) -> list[Job]:
-    """Seed after seed, so that a run that is stopped has something of everything."""
-    found = [Job(case, BASELINES, 0, base, out) for case in cases]
-    found += [
-        Job(case, variant, seed, base, out)
-        for seed in range(n_seeds)
-        for case in cases
-        for variant in VARIANTS
-    ]
-    return [job for job in found if not job.result.exists()]
+def jobs_of(cases: list[Case], base: Path, base_sha256: str, out: Path, n_seeds: int) -> list[Job]:
+    """Seed after seed, so that a run that is stopped has something of everything; without what is done."""
+    methods = [(BASELINES, 0, case) for case in cases]
+    methods += [(name, seed, case) for seed in range(n_seeds) for case in cases for name in VARIANTS]
+    jobs = [Job(case, method, seed, base, base_sha256, out) for method, seed, case in methods]
+    left = [job for job in jobs if not job.is_done()]
+    if n_stale := sum(job.result.exists() for job in left):
+        print(f"{n_stale} results are of other settings or another base, and are measured anew")
+    return left
 
 
 def shrunk(case: Case) -> Case:
@@ -58,16 +58,16 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="sixty examples each")
     given = parser.parse_args()
     started = time.perf_counter()
-    n_params = formats.read(formats.locate(str(given.base))).model.config.n_params
+    base = formats.read(formats.locate(str(given.base))).model
     cases = [case for case in CASES if given.only is None or case.dataset in given.only]
     cases = [shrunk(case) if given.toy else case for case in cases]
     for case in cases:
         store_data(case, given.out, splits(case))
-    jobs = jobs_of(cases, given.base, given.out, given.seeds)
+    jobs = jobs_of(cases, given.base, weights_sha256(base), given.out, given.seeds)
     print(f"{len(jobs)} jobs on {given.workers} cores", flush=True)
     run_jobs(jobs, given.workers)
     seconds = time_spent(given.out, time.perf_counter() - started)
-    write_report(cases, given.out, n_params=n_params, seconds=seconds)
+    write_report(cases, given.out, n_params=base.config.n_params, seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def _case(case: Case, out: Path) -> dict[str, Any]:
         else:
             methods.setdefault(value["variant"], []).append(_rounded(value["scores"]))
             trained_s.setdefault(value["variant"], []).append(round(value["trained_s"], 1))
-            about = {name: value[name] for name in ("steps", "n_test", "left_out")}
+            about = {name: value[name] for name in ("steps", "n_learned", "n_test", "left_out")}
     return {
         "task": case.task, "measure": case.measure, "lower": case.lower, "epochs": case.epochs,
         "sizes": sizes, **about, "trained_s": trained_s, "methods": methods,
@@ -89,6 +89,11 @@ def render(found: dict[str, Any]) -> str:
 def section(name: str, case: dict[str, Any]) -> str:
     """One data set: sizes, a row for each method, what is beaten and what is missed."""
     sizes = ", ".join(f"{n:,} {split}" for split, n in case["sizes"].items())
+    n_left = case["sizes"]["train"] - case.get("n_learned", case["sizes"]["train"])
+    if n_left:
+        sizes += f"; left out of training as too long: {n_left:,}"
+    if case.get("left_out"):
+        sizes += "; left out of the test: " + ", ".join(f"{n:,} {why}" for why, n in case["left_out"].items())
     measures = list(dict.fromkeys(m for seeds in case["methods"].values() for m in seeds[0]))
     measures.sort(key=lambda m: m != case["measure"])
     steps = f"; epochs: {case['epochs']:g}, steps: {case['steps']:,}" if "steps" in case else ""
@@ -188,12 +193,14 @@ def _curves(case: Case, out: Path, axes: Any) -> None:
 def _confusion(pairs: list[list[str]], axes: Any) -> None:
     labels = sorted({label for pair in pairs for label in pair})
     counts = confusion([a for a, _ in pairs], [b for _, b in pairs], labels)
-    axes.imshow(counts / np.maximum(1, counts.sum(1, keepdims=True)), cmap="Blues", vmin=0, vmax=1)
+    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(labels) <= 12:
         axes.set_xticks(range(len(labels)), labels, rotation=90)
         axes.set_yticks(range(len(labels)), labels)
         for i, j in np.ndindex(counts.shape):
-            axes.text(j, i, int(counts[i, j]), ha="center", va="center", color="tab:red")
+            colour = "white" if shares[i, j] > 0.5 else "black"
+            axes.text(j, i, int(counts[i, j]), ha="center", va="center", color=colour)
     axes.set(xlabel="found", ylabel="wanted", title="confusion, seed 0")
 
 

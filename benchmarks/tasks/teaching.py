@@ -7,7 +7,7 @@ import json
 import random
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from cases import POOL, Case, Record
 
 from wafergpt import api
+from wafergpt.checkpoints.files import write_atomic
 from wafergpt.evaluation.tasks import perplexity
 from wafergpt.finetuning.config import ExamplesConfig
 from wafergpt.model.config import LoRAConfig
@@ -30,7 +31,7 @@ BASELINES = "baselines"
 PARAPHRASES = Path(__file__).parent / "paraphrases.json"
 VARIANTS: dict[str, dict[str, Any]] = {
     "pre-trained": {},
-    "pre-trained, LoRA": {"lora": LoRAConfig(rank=16, alpha=32.0), "peak_lr": 6e-3},
+    "pre-trained, LoRA": {"lora": LoRAConfig(rank=16, alpha=32.0)},
     "random weights": {"random_weights": True},
 }
 
@@ -43,7 +44,20 @@ class Job:
     method: str
     seed: int
     base: Path
+    base_sha256: str  # of its weights
     out: Path
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the result, as it is stored beside it."""
+        variant = {name: str(value) for name, value in VARIANTS.get(self.method, {}).items()}
+        return {"case": asdict(self.case), "variant": variant, "base": self.base_sha256}
+
+    def is_done(self) -> bool:
+        """Whether there is a result of exactly these settings."""
+        if not self.result.exists():
+            return False
+        return bool(json.loads(self.result.read_text(encoding="utf-8")).get("settings") == self.settings)
 
     @property
     def result(self) -> Path:
@@ -78,19 +92,13 @@ def run(job: Job) -> str:
     """Do the job, write its result; a line that tells of it."""
     started = time.perf_counter()
     value = measure_baselines(job) if job.method == BASELINES else teach(job)
-    write(job.result, value)
+    value["settings"] = job.settings
+    job.result.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(job.result, json.dumps(value, indent=1, ensure_ascii=False).encode())
     shown = value.get("scores", {}).get(job.case.measure)
     score = "" if shown is None else f"{job.case.measure} {shown:.3f}, "
     name = f"{job.case.dataset}, {job.method}, seed {job.seed}"
     return f"{name}: {score}{time.perf_counter() - started:.0f} s"
-
-
-def write(path: Path, value: dict[str, Any]) -> None:
-    """JSON, made whole before it has its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-    temporary.rename(path)
 
 
 # -- simple methods
@@ -156,6 +164,7 @@ def teach(job: Job) -> dict[str, Any]:
         "variant": job.method,
         "seed": job.seed,
         "scores": scores,
+        "n_learned": len(material.train.records),
         "n_test": found.n,
         "left_out": found.left_out,
         "steps": config.schedule.total_steps,

@@ -208,13 +208,12 @@ def finetune_parts(
     """
     from wafergpt.conversion import formats
     from wafergpt.finetuning.material import gather
+    from wafergpt.ops import dispatch
 
     base = formats.read(formats.locate(str(plan.base))).model
     if not isinstance(plan, Plan):
         plan = override(plan, overrides)
         return plan, gather(base, plan.data.path, plan.examples, plan.data.seq_len, plan.seed)
-    if plan.precision is None:
-        plan = replace(plan, precision=_quick_precision())
     window = min(plan.seq_len or base.config.max_seq_len, base.config.max_seq_len)
     material = gather(base, plan.data, plan.examples, window, plan.seed)
     rows = [row.n_positions for row in material.train.rows]
@@ -223,7 +222,8 @@ def finetune_parts(
     else:
         longest = max(rows)
     shape = DataShape(n_examples=len(rows), n_tokens=sum(rows), longest=longest)
-    return override(finetune_run(plan, base.config, shape), overrides), material
+    quick = Precision.BF16 if dispatch.bf16_supported() else Precision.FP32
+    return override(finetune_run(plan, base.config, shape, quick), overrides), material
 
 
 def finetune(
@@ -257,13 +257,6 @@ def finetune(
             if show:
                 print(line)
     return result
-
-
-def _quick_precision() -> Precision:
-    """bfloat16 where the hardware multiplies it, else float32."""
-    from wafergpt.ops import dispatch
-
-    return Precision.BF16 if dispatch.bf16_supported() else Precision.FP32
 
 
 def stored_finetune(out: Path) -> FineTuneConfig:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from wafergpt import api
@@ -132,11 +131,9 @@ def _tokens(config: BaseConfig, report: MixReport, data: Path, say: Say) -> Mani
 
 
 def _rates(config: BaseConfig, data: Path) -> dict[Precision, float]:
-    """Tokens/s of each precision this machine has, each tried for its share of `rate_s`."""
-    candidates = loop.precisions()
+    """Tokens/s of each precision this machine has, measured in `rate_s`."""
     run = runs.train_config(config, data=data, precision=Precision.FP32, total_steps=1_000_000)
-    share_s = config.rate_s / len(candidates)
-    return {p: loop.measure_tokens_per_s(replace(run, precision=p), share_s) for p in candidates}
+    return loop.measure_precisions(run, config.rate_s)
 
 
 # -- the card

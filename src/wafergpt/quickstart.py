@@ -141,11 +141,8 @@ def choose_precision(config: QuickstartConfig, data: Path) -> tuple[Precision, f
     """(the fastest precision, its steps/s, tokens/s of each), each tried for its share of `rate_s`."""
     from wafergpt.training import loop
 
-    candidates = loop.precisions()
-    rates: dict[Precision, float] = {}
-    for precision in candidates:
-        run = train_config(config, data=data, precision=precision, total_steps=1_000_000)
-        rates[precision] = loop.measure_tokens_per_s(run, config.rate_s / len(candidates))
+    run = train_config(config, data=data, precision=Precision.FP32, total_steps=1_000_000)
+    rates = loop.measure_precisions(run, config.rate_s)
     best = max(rates, key=lambda precision: rates[precision])
     tokens_per_step = config.batch_size * config.model.max_seq_len
     return best, rates[best] / tokens_per_step, {p.value: rate for p, rate in rates.items()}

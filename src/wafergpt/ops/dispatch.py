@@ -42,7 +42,7 @@ def int8_supported() -> bool:
 def bf16_supported() -> bool:
     """Whether bfloat16 products run in hardware: on a GPU, on a CPU with AVX-512 BF16 or AMX.
 
-    Elsewhere torch emulates them, at a thirtieth of the speed of float32.
+    Elsewhere they are emulated; with AVX2 alone at a thirtieth of the speed of float32 (docs/log.md).
     """
     return torch.cuda.is_available() or not build.cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
 

@@ -12,10 +12,10 @@ from wafergpt.model.config import GPTConfig, LoRAConfig, Parametrization
 from wafergpt.runs.pretrain import MICRO_BATCH_TOKENS
 from wafergpt.training.config import DataConfig, OptimConfig, Precision, ScheduleConfig
 
-# Peak rates, ours: a tenth of what the small published models were pre-trained with, half of what muP's base
-# width was (docs/log.md); an adapter, which starts at zero and has few numbers, takes more than the former.
+# Peak rates, ours: a tenth of what the small published models were pre-trained with, and under muP half of it,
+# where trials liked it better (docs/log.md); an adapter, which starts at zero and has few numbers, takes more.
 PEAK_LR = {Parametrization.STANDARD: 5e-4, Parametrization.MUP: 3e-3}
-LORA_PEAK_LR = 2e-3
+LORA_PEAK_LR = {Parametrization.STANDARD: 2e-3, Parametrization.MUP: 6e-3}
 ROW_TOKENS = 256  # of a packed row, unless an example is longer
 N_EVALUATIONS = 10
 N_SAVES = 4  # of what resume needs; the best model is kept at each evaluation
@@ -42,7 +42,7 @@ class Plan:
     peak_lr: float | None = None
     seq_len: int | None = None  # longest example, in tokens; None: the base's window
     lora: LoRAConfig | None = None
-    precision: Precision | None = None  # None: bf16 where the hardware multiplies it, else fp32
+    precision: Precision | None = None  # None: what the machine is quick in
     class_weights: ClassWeights = ClassWeights.EQUAL
     random_weights: bool = False
     seed: int = 0
@@ -52,8 +52,13 @@ class Plan:
         require(self.batch_examples >= 1, f"batch_examples = {self.batch_examples} must be at least 1")
 
 
-def finetune(plan: Plan, model: GPTConfig, shape: DataShape) -> FineTuneConfig:
-    """The run of `plan` on a base of shape `model`. Raises ConfigError."""
+def finetune(
+    plan: Plan, model: GPTConfig, shape: DataShape, quick: Precision = Precision.FP32
+) -> FineTuneConfig:
+    """The run of `plan` on a base of shape `model`; `quick` is what this machine trains fastest in.
+
+    Raises ConfigError.
+    """
     seq_len = min(model.max_seq_len, max(shape.longest, ROW_TOKENS))
     n_rows = max(1, math.ceil(shape.n_tokens / seq_len))
     rows = max(1, min(n_rows, round(plan.batch_examples * n_rows / shape.n_examples)))
@@ -63,7 +68,7 @@ def finetune(plan: Plan, model: GPTConfig, shape: DataShape) -> FineTuneConfig:
     every = max(1, total_steps // N_EVALUATIONS)
     peak_lr = plan.peak_lr
     if peak_lr is None:
-        peak_lr = LORA_PEAK_LR if plan.lora else PEAK_LR[model.parametrization]
+        peak_lr = (LORA_PEAK_LR if plan.lora else PEAK_LR)[model.parametrization]
     return FineTuneConfig(
         model=model,
         data=DataConfig(path=plan.data, seq_len=seq_len),
@@ -75,7 +80,7 @@ def finetune(plan: Plan, model: GPTConfig, shape: DataShape) -> FineTuneConfig:
         ),
         batch_size=rows,
         micro_batch_size=micro,
-        precision=plan.precision or Precision.FP32,
+        precision=plan.precision or quick,
         seed=plan.seed,
         eval_every=every,
         eval_tokens=1 << 18,

@@ -120,13 +120,6 @@ def run(
             return training.train(signals, sampler)
 
 
-def _slow_precision(precision: Precision) -> list[str]:
-    """What to know of a precision that this machine only emulates."""
-    if precision is not Precision.BF16 or dispatch.bf16_supported():
-        return []
-    return ["this machine has no bfloat16 products: they are emulated, and fp32 is many times faster here"]
-
-
 class _Run:
     """One call of `run` from the first step to the last; `files` is None in all processes but the first."""
 
@@ -165,8 +158,8 @@ class _Run:
                 self._tell("notice", f"{took_over}; the step counter starts at {step}")
         for notice in (*notices, *self.job.notices()):
             self._tell("notice", notice)
-        for notice in _slow_precision(self.config.precision):  # of the machine, not of the run
-            self.display.notice(notice)
+        if self.config.precision is Precision.BF16 and not dispatch.bf16_supported():
+            self.display.notice("this machine emulates bfloat16 products; fp32 is faster here")
         if self.options.measure_peak:
             peak = measure_matmul_peak(self.config.precision, self.trainer.world.device)
             self.display.peak_flops = self.trainer.world.total([peak])[0]

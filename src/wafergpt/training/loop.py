@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -124,14 +125,13 @@ class RandomBatches:
         return n_samples * self.seq_len
 
 
-def precisions() -> list[Precision]:
-    """Those whose products run in hardware here."""
-    found = [Precision.FP32]
-    if dispatch.bf16_supported():
-        found.append(Precision.BF16)
-    if dispatch.int8_supported():
-        found.append(Precision.INT8)
-    return found
+def measure_precisions(config: TrainConfig, duration_s: float) -> dict[Precision, float]:
+    """Tokens/s of `config` in each precision that this hardware multiplies; `duration_s`: for all."""
+    candidates = [Precision.FP32]
+    candidates += [Precision.BF16] if dispatch.bf16_supported() else []
+    candidates += [Precision.INT8] if dispatch.int8_supported() else []
+    share_s = duration_s / len(candidates)
+    return {p: measure_tokens_per_s(replace(config, precision=p), share_s) for p in candidates}
 
 
 def measure_tokens_per_s(config: TrainConfig, duration_s: float = 10.0) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import report  # noqa: E402
 import teaching  # noqa: E402
 from cases import CASES, POOL, Case, sample  # noqa: E402
 
+from wafergpt import api  # noqa: E402
 from wafergpt.assets.labelled import DATASETS  # noqa: E402
 
 OF_TASK = {"classification": "intents", "chat": "help-desk", "writing": "moby-dick"}
@@ -35,7 +37,7 @@ def job(folder: Path, task: str, method: str = "pre-trained") -> teaching.Job:
         tiny.base(base)
         data = {"train": rows[:40], "validation": rows[40:50], "test": rows[50:]}
         teaching.store_data(case, folder, data | ({POOL: rows} if task == "chat" else {}))
-    return teaching.Job(case, method, 0, base, folder)
+    return teaching.Job(case, method, 0, base, "sha", folder)
 
 
 def test_a_job_leaves_scores_and_the_page_shows_them(tmp_path: Path) -> None:
@@ -68,7 +70,28 @@ def test_a_help_desk_is_ranked_and_its_base_is_judged(
     assert set(value["baselines"]["TF-IDF"]) == {"ranked_first", "paraphrased_first"}
 
 
-def test_a_passage_gains_what_its_question_tells() -> None:
+def test_what_is_done_is_not_done_again_unless_the_settings_change(tmp_path: Path) -> None:
+    done = job(tmp_path, "classification")
+    assert not done.is_done()
+    teaching.run(done)
+    assert done.is_done()
+    for change in ({"base_sha256": "other"}, {"case": replace(done.case, n_train=39)}):
+        assert not replace(done, **change).is_done()
+
+
+def test_a_gain_is_what_the_question_adds_to_a_passage(tmp_path: Path) -> None:
+    base = job(tmp_path, "chat").base
+    pipe = api.pipeline("chat", base)
+    found = teaching.gains(pipe, ["red"], [["RED", "BLUE and more"]])[0]
+    for gain, text in zip(found, ["RED", "BLUE and more"], strict=True):
+        encode, end = pipe.model.tokenizer.encode, pipe.model.tokenizer.end_of_text_id
+        told = encode(f" {text}")
+        starts = [[end, *encode("User: red\n"), *encode("Assistant:")], [end, *encode("Assistant:")]]
+        nats = pipe.model.log_probabilities([((*start, *told), len(start)) for start in starts])
+        assert gain == pytest.approx(sum(nats[0]) - sum(nats[1]), abs=1e-4) and gain != 0
+
+
+def test_the_right_passage_must_stand_alone_in_front() -> None:
     scores = np.array([[2.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
     assert teaching.first_share(scores) == pytest.approx(1 / 3)  # a tie is no first place
     assert teaching.standard(scores * 10) == pytest.approx(teaching.standard(scores))
@@ -103,7 +126,9 @@ def test_the_cases_are_data_sets_and_samples_stay_the_same() -> None:
 
 
 def test_the_document_shows_the_newest_results() -> None:
-    found = json.loads(max((ROOT / "benchmarks/results").glob("tasks_*.json")).read_text())
+    found = json.loads(
+        max((ROOT / "benchmarks/results").glob("tasks_*.json"), key=lambda p: p.name[-15:]).read_text()
+    )
     page = (ROOT / "docs/explanation/task_scores.md").read_text(encoding="utf-8")
     assert report.render(found) in page
     assert report.render({**found, "n_params": 1}) not in page
