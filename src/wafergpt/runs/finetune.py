@@ -12,8 +12,8 @@ from wafergpt.model.config import GPTConfig, LoRAConfig, Parametrization
 from wafergpt.runs.pretrain import MICRO_BATCH_TOKENS
 from wafergpt.training.config import DataConfig, OptimConfig, Precision, ScheduleConfig
 
-# Peak rates, ours: a tenth of what the small published models were pre-trained with, and under muP half of it,
-# where trials liked it better (docs/log.md); an adapter, which starts at zero and has few numbers, takes more.
+# Peak rates, ours: a tenth of what the small published models were pre-trained with; under muP half of it did
+# better in trials (docs/log.md). An adapter, which starts at zero and has few numbers, takes more.
 PEAK_LR = {Parametrization.STANDARD: 5e-4, Parametrization.MUP: 3e-3}
 LORA_PEAK_LR = {Parametrization.STANDARD: 2e-3, Parametrization.MUP: 6e-3}
 ROW_TOKENS = 256  # of a packed row, unless an example is longer
