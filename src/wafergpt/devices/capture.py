@@ -158,7 +158,7 @@ class Capture(TorchDispatchMode):
         self._depth = max(0, self._depth - 1)  # a region may begin inside a module
         if self._depth == 0 and len(rest) == 2 and next(module.parameters(), None) is not None:
             rows, n_tokens = rows_and_tokens((*args, *rest[0].values()))
-            self.records.add_call(id(module), type(module).__name__, rows, n_tokens)
+            self.records.add_call(module, rows, n_tokens)
         self.overhead_ns += perf_counter_ns() - began
 
     # Operators ------------------------------------------------------------------------------------------

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from wafergpt.devices.operators import Call, Cost, costs_of, size_of
 from wafergpt.devices.tracking import Memory, Weight
@@ -37,7 +38,8 @@ class Records:
 
     dtype: str
     totals: dict[Op, _Total] = field(default_factory=dict)
-    models: dict[int, _Model] = field(default_factory=dict)
+    # by module; one that is gone keeps its entry, whoever gets its address
+    models: dict[weakref.ref[nn.Module], _Model] = field(default_factory=dict)
     n_parameters: int = 0
     activation_bytes_peak: float = 0.0
 
@@ -47,9 +49,9 @@ class Records:
         total.count += 1
         total.host_s += host_s
 
-    def add_call(self, key: int, name: str, n_rows: int, n_tokens: int) -> None:
-        """One call of the outermost module `key`."""
-        model = self.models.setdefault(key, _Model(name))
+    def add_call(self, module: nn.Module, n_rows: int, n_tokens: int) -> None:
+        """One call of an outermost module."""
+        model = self.models.setdefault(weakref.ref(module), _Model(type(module).__name__))
         model.n_rows += n_rows
         model.n_tokens += n_tokens
         model.n_rows_at_once = max(model.n_rows_at_once, n_rows)

@@ -16,7 +16,7 @@ from wafergpt.training.config import DataConfig, OptimConfig, Precision, Schedul
 # better in trials (docs/log.md). An adapter, which starts at zero and has few numbers, takes more.
 PEAK_LR = {Parametrization.STANDARD: 5e-4, Parametrization.MUP: 3e-3}
 LORA_PEAK_LR = {Parametrization.STANDARD: 2e-3, Parametrization.MUP: 6e-3}
-ROW_TOKENS = 256  # of a packed row, unless an example is longer
+ROW_TOKENS = 256  # of a packed row: fewer where a batch has fewer, more where an example is longer
 N_EVALUATIONS = 10
 N_SAVES = 4  # of what resume needs; the best model is kept at each evaluation
 
@@ -59,7 +59,8 @@ def finetune(
 
     Raises ConfigError.
     """
-    seq_len = min(model.max_seq_len, max(shape.longest, ROW_TOKENS))
+    batch_tokens = math.ceil(plan.batch_examples * shape.n_tokens / shape.n_examples)
+    seq_len = min(model.max_seq_len, max(shape.longest, min(batch_tokens, ROW_TOKENS)))
     n_rows = max(1, math.ceil(shape.n_tokens / seq_len))
     rows = max(1, min(n_rows, round(plan.batch_examples * n_rows / shape.n_examples)))
     micro = min(rows, max(1, MICRO_BATCH_TOKENS // seq_len))

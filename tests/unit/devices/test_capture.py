@@ -148,6 +148,15 @@ def test_first_values_are_no_update_and_every_module_is_named() -> None:
     assert f"{weights:.3g} GB of weights" in wafer.report.reason  # and not eight times as much to train
 
 
+def test_a_module_at_the_address_of_one_that_is_gone_is_another() -> None:
+    with WSE2() as wafer:
+        for _ in range(20):  # some of them get the address of one before
+            nn.Linear(2, 2)(torch.ones(3, 2))
+            nn.LayerNorm(2)(torch.ones(3, 2))
+    assert wafer.workload.description.startswith("Linear, LayerNorm, captured")
+    assert wafer.workload.n_samples == 3  # of the module that saw most, not of all with its address
+
+
 def test_an_update_by_hand_is_an_update() -> None:
     model = nn.Linear(4, 2)
     model(torch.ones(3, 4)).sum().backward()
