@@ -166,7 +166,7 @@ def picture(case: Case, out: Path) -> Path:
     first = out / "results" / f"{case.dataset}-{OURS}-0.json"
     value = json.loads(first.read_text(encoding="utf-8")) if first.exists() else {}
     n = 3 if value.get("pairs") else 1
-    figure = Figure(figsize=(5.2 * n, 4.2), dpi=90, layout="constrained")
+    figure = Figure(figsize=(5.2 * n, 4.2), dpi=80, layout="constrained")
     axes = figure.subplots(1, n, squeeze=False)[0]
     _curves(case, out, axes[0])
     if n == 3:

@@ -21,7 +21,7 @@ from wafergpt.assets import corpora, labelled
 from wafergpt.assets.readers import dictionaries
 from wafergpt.assets.readers.document import TextDocument
 from wafergpt.assets.table import get
-from wafergpt.config import from_dict, to_dict
+from wafergpt.config import from_dict, require, to_dict
 from wafergpt.data.overlap import RUN_WORDS, RunFinder, Runs, is_in
 from wafergpt.errors import ConfigError, DataError
 
@@ -29,7 +29,7 @@ REPORT_NAME = "mix.json"
 TESTS = ("validation", "test")  # both are withheld
 _WORD = re.compile(r"[^\W_]+")
 _CLEANERS: dict[str, Callable[[str], str]] = {"gcide": dictionaries.plain}
-_BIBLES = ("bible-bbe", "bible-kjv", "bible-web")
+_TESTED_AS = {"bibles": "kjv-bbe"}  # corpora whose documents belong to the tests of another name
 _MOST_PASSES = 5
 
 
@@ -84,8 +84,13 @@ def write_mix(
 ) -> MixReport:
     """Write the mix of the corpora `names`, free of the tests of the data sets `tests`, into `folder`.
 
-    Raises AssetError for what cannot be fetched; DataError if runs of a test stay in the text.
+    Raises ConfigError for a Bible alone; AssetError for what cannot be fetched; DataError if runs of a test
+    stay in the text.
     """
+    names = tuple(names)
+    for joined in corpora.JOINED:
+        alone = set(names) & set(corpora.assets_of(joined))
+        require(not alone, f"{sorted(alone)} would not be withheld by book; the mix takes '{joined}'")
     splits = {test: labelled.load_all(test, offline=offline) for test in tests}
     mix = Mix(splits)
     files = []
@@ -132,8 +137,9 @@ class Mix:
     ) -> Iterator[TextDocument]:
         """What is kept of the corpus `name`."""
         clean = _CLEANERS.get(name, str)
-        for number, document in enumerate(documents):
-            if self._is_withheld(name, number, document.title):
+        withheld = self._withheld.get(_TESTED_AS.get(name, name), set())
+        for document in documents:
+            if document.title in withheld:
                 counts.n_withheld += 1
                 continue
             text = self._without_overlap(clean(document.text), counts)
@@ -161,11 +167,6 @@ class Mix:
         left = _union(found)
         for test, runs in self._of_tests.items():
             self.report.tests[test].n_left = int(is_in(runs, left).sum())
-
-    def _is_withheld(self, name: str, number: int, title: str) -> bool:
-        if name in _BIBLES:  # the versions name the books differently, but have them in one order
-            return "kjv-bbe" in self._withheld and _BOOKS[number] in self._withheld["kjv-bbe"]
-        return title in self._withheld.get(name, ())
 
     def _without_overlap(self, text: str, counts: CorpusCounts) -> str:
         for _ in range(_MOST_PASSES):  # what was apart may come together
@@ -198,20 +199,5 @@ def _union(parts: Iterable[Runs]) -> Runs:
 
 
 def _licence(name: str) -> str:
-    asset = get(name)
-    return f"{asset.package} {asset.version} ({asset.registry.value}): {asset.licence}"
-
-
-# Of the Protestant canon, the only one in the assets; tests/unit/data/test_mix.py compares.
-# fmt: off
-_BOOKS = (
-    "Genesis", "Exodus", "Leviticus", "Numbers", "Deuteronomy", "Joshua", "Judges", "Ruth", "1 Samuel",
-    "2 Samuel", "1 Kings", "2 Kings", "1 Chronicles", "2 Chronicles", "Ezra", "Nehemiah", "Esther",
-    "Job", "Psalms", "Proverbs", "Ecclesiastes", "Song of Songs", "Isaiah", "Jeremiah", "Lamentations",
-    "Ezekiel", "Daniel", "Hosea", "Joel", "Amos", "Obadiah", "Jonah", "Micah", "Nahum", "Habakkuk",
-    "Zephaniah", "Haggai", "Zechariah", "Malachi", "Matthew", "Mark", "Luke", "John", "Acts", "Romans",
-    "1 Corinthians", "2 Corinthians", "Galatians", "Ephesians", "Philippians", "Colossians",
-    "1 Thessalonians", "2 Thessalonians", "1 Timothy", "2 Timothy", "Titus", "Philemon", "Hebrews",
-    "James", "1 Peter", "2 Peter", "1 John", "2 John", "3 John", "Jude", "Revelation",
-)
-# fmt: on
+    assets = map(get, corpora.assets_of(name))
+    return "; ".join(f"{a.package} {a.version} ({a.registry.value}): {a.licence}" for a in assets)

@@ -177,6 +177,19 @@ def test_verses_pair_where_chapters_have_as_many(monkeypatch: pytest.MonkeyPatch
     assert found == [("In the beginning", "At the first", "Genesis"), ("And", "Then", "Genesis")]
 
 
+def test_verses_stand_under_each_other_where_chapters_have_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {
+        "kjv": [[["In the [beginning]", "And"], ["Whole"]]],
+        "web": [[["At first", "And so"], ["The", "two"]]],
+    }
+    basic = [[["At the first", ""], ["One"]]], ["Genesis"]
+    monkeypatch.setattr(bible, "books_by_offsets", lambda folder: (versions[folder.name], ["?"]))
+    monkeypatch.setattr(bible, "basic_english_books", lambda folder: basic)
+    (found,) = bible.verse_by_verse(Path("kjv"), Path("web"), Path("bbe"))
+    assert found.title == "Genesis"
+    assert found.text == "In the beginning\nAt first\nAt the first\n\nAnd\nAnd so\n\nWhole\nThe two\nOne\n"
+
+
 # -- splits
 
 

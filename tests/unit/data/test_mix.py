@@ -13,7 +13,7 @@ from wafergpt.assets.readers import dictionaries
 from wafergpt.assets.readers.document import TextDocument
 from wafergpt.data import mix
 from wafergpt.data.mix import CorpusCounts, Mix, MixReport, write_mix
-from wafergpt.errors import AssetError, DataError
+from wafergpt.errors import AssetError, ConfigError, DataError
 
 QUOTE = "whither thou goest I will go and where thou lodgest I will lodge thy people"
 LONG = "a paragraph of more than thirteen words that somebody has copied from one page to another page"
@@ -59,12 +59,16 @@ def test_text_of_the_train_part_stays() -> None:
     assert counts.n_overlapping == 0
 
 
-def test_test_books_are_withheld_in_every_version() -> None:
-    for version in ("bible-bbe", "bible-kjv", "bible-web"):
-        texts, counts, _ = kept(version, *(f"Book {n}." for n in range(66)))
-        assert counts.n_withheld == 2
-        assert {"Book 7.\n", "Book 28.\n"}.isdisjoint(texts)  # Ruth, Joel
-        assert len(texts) == 64
+def test_test_books_are_withheld() -> None:
+    texts, counts, _ = kept("bibles", "In", "Whither", "Locusts", titles=["Genesis", "Ruth", "Joel"])
+    assert texts == ["In\n"]
+    assert counts.n_withheld == 2
+
+
+def test_a_bible_alone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\['bible-web'\] would not be withheld by book; .* 'bibles'"):
+        write_mix(["sotu", "bible-web"], TESTS, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_test_conversations_are_withheld() -> None:
@@ -134,10 +138,13 @@ def test_dictionary_entries_become_prose() -> None:
 
 
 @pytest.mark.assets
-def test_the_books_are_those_of_the_bible_in_basic_english() -> None:
+def test_the_books_of_tests_are_called_as_the_bibles_call_them() -> None:
     try:
-        titles = [document.title for document in corpora.documents("bible-bbe")]
+        documents = list(corpora.documents("bibles"))
     except AssetError as error:
         pytest.skip(str(error))
-    assert tuple(titles) == mix._BOOKS
-    assert set(labelled.TEST_BOOKS + labelled.VALIDATION_BOOKS) <= set(titles)
+    assert set(labelled.TEST_BOOKS + labelled.VALIDATION_BOOKS) <= {document.title for document in documents}
+    assert documents[0].text.startswith(
+        "In the beginning God created the heaven and the earth.\nIn the beginning God created the heavens"
+        " and the earth.\nAt the first God made the heaven and the earth.\n\nAnd the earth was without form"
+    )

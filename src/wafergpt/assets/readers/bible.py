@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,24 @@ def books_by_offsets(folder: Path) -> tuple[list[Chapters], list[str]]:
             verse = verse[: found.start()]
         books[-1][-1].append(verse)
     return books, titles
+
+
+def verse_by_verse(king_james: Path, world: Path, basic: Path) -> Iterator[TextDocument]:
+    """A document per book: each verse in the King James, World English and Basic English versions.
+
+    Chapters that they divide into different numbers of verses stand whole, one version after another.
+    """
+    basic_books, titles = basic_english_books(basic)
+    versions = [books_by_offsets(king_james)[0], books_by_offsets(world)[0], basic_books]
+    for title, *books in zip(titles, *versions, strict=True):
+        groups: list[Sequence[str]] = []
+        for chapters in zip(*books, strict=True):
+            if len({len(chapter) for chapter in chapters}) == 1:
+                groups += zip(*chapters, strict=True)
+            else:
+                groups.append([" ".join(chapter) for chapter in chapters])
+        texts = ["\n".join(filter(None, map(clean, group))) for group in groups]
+        yield TextDocument(title=title, text="\n\n".join(filter(None, texts)) + "\n")
 
 
 def verse_pairs(king_james: Path, basic: Path) -> Iterator[dict[str, Any]]:
