@@ -16,7 +16,7 @@ help:
 	@echo "make demo       pre-train a small Cerebras-GPT on real English (about ten minutes)"
 	@echo "make base       pre-train the model that tasks are fine-tuned from (about an hour)"
 	@echo "make install    set up .venv with everything, exact versions"
-	@echo "make test       lint and the tests (under eight minutes on two cores)"
+	@echo "make test       lint and the tests (about ten minutes on two cores)"
 	@echo "make test-long  every test, the long ones and the docs' snippets in full too"
 	@echo "make bench      every benchmark"
 	@echo "make tasks      teach the base of make base every task, three seeds each, and write the table"
