@@ -27,6 +27,7 @@ class Case:
     seq_len: int | None = None  # longest example
     batch_examples: int = 4
     max_new_tokens: int = 96
+    frequency_penalty: float = 0.0  # of written answers
 
     @property
     def task(self) -> str:

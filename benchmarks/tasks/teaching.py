@@ -135,7 +135,8 @@ def _baselines(job: Job, train: list[Record], test: list[Record]) -> dict[str, d
 def teach(job: Job) -> dict[str, Any]:
     """One run: scores, time, samples."""
     case, folder = job.case, job.out / "runs" / job.result.stem.replace(", ", "-").replace(" ", "-")
-    shutil.rmtree(folder, ignore_errors=True)
+    work = folder.with_name(f"{folder.name}.part")  # a finished run stays until this one is
+    shutil.rmtree(work, ignore_errors=True)
     plan = Plan(
         base=job.base,
         data=data_of(case, job.out),
@@ -150,16 +151,19 @@ def teach(job: Job) -> dict[str, Any]:
     config, material = api.finetune_parts(plan)
     every = max(1, config.schedule.total_steps // N_EVALUATIONS)
     config = replace(config, eval_every=every, log_every=every)
-    result = api.finetune(config, folder, material=material, show=False)
+    result = api.finetune(config, work, material=material, show=False)
     trained_s = time.perf_counter() - started
-    pipe = api.pipeline(case.task, folder)
+    pipe = api.pipeline(case.task, work)
     test = job.records("test")
-    found = pipe.score(test, decoding=pipe.decoding({"max_new_tokens": case.max_new_tokens, "seed": 0}))
+    written = {name: getattr(case, name) for name in ("max_new_tokens", "frequency_penalty")}
+    found = pipe.score(test, decoding=pipe.decoding({**written, "seed": 0}))
     scores = dict(found.scores)
     if case.task == "chat":
         scores |= rank(pipe, job.records("train"), question_sets(test, job.records(POOL)))
     answers = list(zip(found.records, found.answers, strict=True))
-    shutil.rmtree(folder / "training", ignore_errors=True)
+    shutil.rmtree(work / "training", ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    work.rename(folder)
     return {
         "variant": job.method,
         "seed": job.seed,

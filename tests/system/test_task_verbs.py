@@ -148,6 +148,19 @@ def test_a_base_translates_writes_and_chats_with_a_note(
     assert "confidence 0.0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["translate", "write", "chat"])
+def test_a_frequency_penalty_ends_a_loop(folder: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    """The base of bytes says one of them for ever; a large penalty leaves each said once."""
+    said = {}
+    for penalty in ("0", "100"):
+        words = ["--model", str(folder / "base"), "--max-new-tokens", "12", "--temperature", "0"]
+        run([verb, *words, "--frequency-penalty", penalty, "--json", "abc cat"])
+        said[penalty] = json.loads(capsys.readouterr().out)["answer"]
+    assert len(said["0"]) > len(set(said["0"]))
+    kept = said["100"].replace("\ufffd", "")  # bytes that are no character alone
+    assert len(kept) == len(set(kept)) > 1
+
+
 def test_a_hugging_face_folder_is_a_base_like_any_other(folder: Path) -> None:
     run(["convert", str(folder / "base"), str(folder / "hf"), "--to", "huggingface"])
     words = ["--task", "classification", "--base", str(folder / "hf"), "--epochs", "1", "--lora", "2"]

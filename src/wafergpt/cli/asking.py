@@ -36,6 +36,10 @@ MaxNewTokens = Annotated[
     int | None, typer.Option(help="Most tokens of an answer.", show_default="the task's")
 ]
 Temperature = Annotated[float | None, typer.Option(help="0: the likeliest words.", show_default="the task's")]
+FrequencyPenalty = Annotated[
+    float | None,
+    typer.Option(help="Taken off a token's logit each time it was written: against loops.", show_default="0"),
+]
 Beams = Annotated[int | None, typer.Option(help="Above 1: greedy beam search.", show_default="1")]
 Seed = Annotated[int | None, typer.Option(help="Of the random draws.")]
 

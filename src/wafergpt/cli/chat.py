@@ -21,13 +21,19 @@ def chat(
     json: asking.Json = False,
     max_new_tokens: asking.MaxNewTokens = None,
     temperature: asking.Temperature = None,
+    frequency_penalty: asking.FrequencyPenalty = None,
     seed: asking.Seed = None,
     backend: options.Backend = "auto",
     precision: options.Precision = None,
     device: options.Device = None,
 ) -> None:
     """Talk with the model in --model; an empty line starts a new conversation."""
-    decoding = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    decoding = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "frequency_penalty": frequency_penalty,
+        "seed": seed,
+    }
     asked = asking.Asked(
         text=text, file=file, out=out, columns=columns or (), score=score, json=json, decoding=decoding
     )

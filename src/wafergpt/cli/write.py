@@ -24,6 +24,7 @@ def write(
     json: asking.Json = False,
     max_new_tokens: asking.MaxNewTokens = None,
     temperature: asking.Temperature = None,
+    frequency_penalty: asking.FrequencyPenalty = None,
     beams: asking.Beams = None,
     seed: asking.Seed = None,
     backend: options.Backend = "auto",
@@ -31,7 +32,13 @@ def write(
     device: options.Device = None,
 ) -> None:
     """Write what follows from TEXT."""
-    decoding = {"max_new_tokens": max_new_tokens, "temperature": temperature, "n_beams": beams, "seed": seed}
+    decoding = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "frequency_penalty": frequency_penalty,
+        "n_beams": beams,
+        "seed": seed,
+    }
     asked = asking.Asked(
         text=text, file=file, out=out, columns=columns or (), score=score, json=json, decoding=decoding
     )

@@ -104,6 +104,7 @@ def sampling_of(decoding: Decoding) -> SamplingConfig:
     return SamplingConfig(
         temperature=decoding.temperature,
         top_p=decoding.top_p,
+        frequency_penalty=decoding.frequency_penalty,
         seed=decoding.seed,
         stop=decoding.stop,
         max_new_tokens=decoding.max_new_tokens,

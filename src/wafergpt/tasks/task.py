@@ -69,6 +69,7 @@ class Decoding:
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
+    frequency_penalty: float = 0.0  # taken off a logit for each time its token was written
     seed: int | None = None
     n_beams: int = 1
     stop: tuple[str, ...] = ()
