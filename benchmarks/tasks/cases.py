@@ -39,7 +39,7 @@ class Case:
 CASES = (
     Case(dataset="headlines", measure="accuracy", n_train=7_000, n_test=2_500, batch_examples=16),
     Case(dataset="film-sentences", measure="accuracy", n_train=3_500, n_test=2_014, batch_examples=9),
-    Case(dataset="intents", measure="accuracy", n_train=5_000, n_test=1_997, batch_examples=24),
+    Case(dataset="intents", measure="accuracy", n_train=5_000, n_test=1_997, epochs=2.0, batch_examples=24),
     Case(
         dataset="kjv-bbe",
         measure="chrf",
