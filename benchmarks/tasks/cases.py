@@ -35,41 +35,27 @@ class Case:
         return labelled.get_dataset(self.dataset).task
 
 
+def _translation(dataset: str, n_train: int, frequency_penalty: float, **rest: Any) -> Case:
+    return Case(
+        dataset=dataset,
+        measure="chrf",
+        n_train=n_train,
+        n_validation=60,
+        n_test=150,
+        seq_len=160,
+        frequency_penalty=frequency_penalty,
+        **rest,
+    )
+
+
 # Sizes are what fits 90 minutes of two cores without AMX, 81 runs and their scores.
 CASES = (
     Case(dataset="headlines", measure="accuracy", n_train=7_000, n_test=2_500, batch_examples=16),
     Case(dataset="film-sentences", measure="accuracy", n_train=3_500, n_test=2_014, batch_examples=9),
     Case(dataset="intents", measure="accuracy", n_train=5_000, n_test=1_997, epochs=2.0, batch_examples=24),
-    Case(
-        dataset="kjv-bbe",
-        measure="chrf",
-        n_train=3_500,
-        n_validation=60,
-        n_test=150,
-        seq_len=160,
-        batch_examples=16,
-        frequency_penalty=0.6,
-    ),
-    Case(
-        dataset="help-en-fr",
-        measure="chrf",
-        n_train=4_000,
-        n_validation=60,
-        n_test=150,
-        epochs=2.0,
-        seq_len=160,
-        batch_examples=8,
-        frequency_penalty=0.6,
-    ),
-    Case(
-        dataset="help-en-zh",
-        measure="chrf",
-        n_train=2_500,
-        n_validation=60,
-        n_test=150,
-        seq_len=160,
-        frequency_penalty=0.3,
-    ),
+    _translation("kjv-bbe", 3_500, 0.6, batch_examples=16),
+    _translation("help-en-fr", 4_000, 0.6, batch_examples=8, epochs=2.0),
+    _translation("help-en-zh", 2_500, 0.3),
     Case(dataset="squad", measure="f1", n_train=600, n_validation=60, n_test=600),
     Case(
         dataset="help-desk",

@@ -79,6 +79,25 @@ def test_what_is_done_is_not_done_again_unless_the_settings_change(tmp_path: Pat
         assert not replace(done, **change).is_done()
 
 
+def test_a_run_that_breaks_off_leaves_the_finished_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teaching.run(job(tmp_path, "classification"))
+    kept = tmp_path / "runs" / "intents-pre-trained-0"
+    before = {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
+
+    def broken(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "finetune", broken)
+        with pytest.raises(KeyboardInterrupt):
+            teaching.run(job(tmp_path, "classification"))
+    assert before and {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()} == before
+    teaching.run(job(tmp_path, "classification"))
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+
+
 def test_a_gain_is_what_the_question_adds_to_a_passage(tmp_path: Path) -> None:
     base = job(tmp_path, "chat").base
     pipe = api.pipeline("chat", base)
