@@ -78,6 +78,21 @@ def sample(records: list[Record], n: int, seed: int = 0) -> list[Record]:
     return [records[i] for i in chosen]
 
 
+def conversations(records: list[Record], most_turns: int = 3) -> list[Record]:
+    """Questions about one page that stand together become one conversation, of `most_turns` turns at most.
+
+    A model that has only seen single questions ends the text after its first answer.
+    """
+    joined: list[Record] = []
+    for record in records:
+        last = joined[-1] if joined else None
+        if last and last["group"] == record["group"] and len(last["messages"]) < 2 * most_turns:
+            joined[-1] = {**last, "messages": [*last["messages"], *record["messages"]]}
+        else:
+            joined.append(record)
+    return joined
+
+
 def splits(case: Case) -> dict[str, list[Record]]:
     """The records that are used."""
     found = labelled.load_all(case.dataset, allow_sdist=True)
@@ -85,6 +100,8 @@ def splits(case: Case) -> dict[str, list[Record]]:
     data = {split: sample(found[split], n) for split, n in sizes.items()}
     if case.task == "chat":
         data[POOL] = found["test"]
+        for split in ("train", "validation"):
+            data[split] = conversations(data[split])
     known = {record.get("label") for record in data["train"]}
     for split in ("validation", "test"):  # of a small sample: labels that it lacks cannot be learned from it
         kept = [record for record in data[split] if record.get("label") in known]

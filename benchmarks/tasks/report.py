@@ -126,20 +126,34 @@ def _cell(values: list[float]) -> str:
 
 
 def verdicts(case: dict[str, Any]) -> list[str]:
-    """`beats` or `misses`, for each rival: by more than the larger spread (highest less lowest seed)."""
-    measure, methods = case["measure"], case["methods"]
-    ours = [scores[measure] for scores in methods.get(OURS, [])]
+    """`beats` or `misses`, for each rival; where TF-IDF ranks too, also what both find together."""
+    measure, methods, lower = case["measure"], case["methods"], case["lower"]
+    ours, both = _values(methods, OURS, measure), _values(methods, OURS, f"{measure}_with_tfidf")
     lines = []
     for rival in RIVALS:
-        theirs = [s[measure] for s in methods.get(rival, []) if measure in s]
+        theirs = _values(methods, rival, measure)
         if not ours or not theirs:
             continue
-        gain = float(np.mean(ours) - np.mean(theirs)) * (-1 if case["lower"] else 1)
-        spread = float(max(np.ptp(ours), np.ptp(theirs)))
-        needed = WANTED_DROP * float(np.mean(theirs)) if rival == "the base, before" else spread
-        word = "beats" if gain > needed else "**misses**"
-        lines.append(f"{word} {rival}: {measure} {gain:+.3f}, more than {needed:.3f} needed")
+        drop = WANTED_DROP if rival == "the base, before" else None
+        lines.append(_verdict(f"{rival}: {measure}", ours, theirs, lower=lower, drop=drop))
+        if both and rival == "TF-IDF":
+            line = _verdict(f"{rival} alone: {measure}", both, theirs, lower=lower)
+            lines.append(f"together with TF-IDF, {line}")
     return lines
+
+
+def _values(methods: dict[str, list[dict[str, float]]], method: str, measure: str) -> list[float]:
+    return [scores[measure] for scores in methods.get(method, []) if measure in scores]
+
+
+def _verdict(
+    against: str, ours: list[float], theirs: list[float], *, lower: bool, drop: float | None = None
+) -> str:
+    """By more than the larger spread (highest less lowest seed), or by the share `drop` of theirs."""
+    gain = float(np.mean(ours) - np.mean(theirs)) * (-1 if lower else 1)
+    needed = float(max(np.ptp(ours), np.ptp(theirs))) if drop is None else drop * float(np.mean(theirs))
+    word = "beats" if gain > needed else "**misses**"
+    return f"{word} {against} {gain:+.3f}, more than {needed:.3f} needed"
 
 
 def write_report(cases: Sequence[Case], out: Path, *, n_params: int, seconds: float) -> Path:

@@ -8,12 +8,14 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from wafergpt.config import require
+from wafergpt.config import require, require_finite
 from wafergpt.errors import DataError, shown
 from wafergpt.tasks import metrics
 from wafergpt.tasks.calibration import softmax
 from wafergpt.tasks.classification import head_logits
+from wafergpt.tasks.shared_words import shared_rarity
 from wafergpt.tasks.task import (
     EMPTY,
     TOO_LONG,
@@ -54,6 +56,7 @@ class QuestionAnswering:
     method: Method = Method.EXTRACTIVE
     template: str = "{context}\nQuestion: {question}\nAnswer:"  # generative
     max_answer_tokens: int = 30  # extractive: longest stretch
+    shared_words: float = 0.0  # extractive: what a nat of `shared_rarity` adds to a token's two logits
 
     name = "qa"
     asked = ("question", "context")
@@ -63,6 +66,7 @@ class QuestionAnswering:
     def __post_init__(self) -> None:
         check_template(self.template, ["context", "question"])
         require(self.max_answer_tokens >= 1, f"max_answer_tokens = {self.max_answer_tokens} must be positive")
+        require_finite("shared_words", self.shared_words, minimum=0.0, maximum=100.0)
 
     @property
     def objective(self) -> Objective:
@@ -142,12 +146,22 @@ class QuestionAnswering:
             rows += [(*asked, *passage[at:end]) for at, end in pieces]
             read.append((passage, len(asked), pieces))
         hidden = iter(model.hidden(rows, last_only=False))
-        return [
-            self._stretch(
-                model.tokenizer, passage, pieces, [head_logits(model, next(hidden)[first:]) for _ in pieces]
-            )
-            for passage, first, pieces in read
-        ]
+        answers = []
+        for record, (passage, first, pieces) in zip(records, read, strict=True):
+            added = self._added(record, passage, model.tokenizer)[:, None]
+            logits = [head_logits(model, next(hidden)[first:]) + added[at:end] for at, end in pieces]
+            answers.append(self._stretch(model.tokenizer, passage, pieces, logits))
+        return answers
+
+    def _added(self, record: Record, passage: list[int], tokenizer: Tokenizer) -> NDArray[np.float32]:
+        """[tokens of the passage]: what the question's words add, each token at its last character."""
+        if self.shared_words == 0:
+            return np.zeros(len(passage), np.float32)
+        text = text_of(record, "context")
+        char_ends = np.cumsum([len(char.encode()) for char in text])
+        token_ends = np.cumsum([len(tokenizer.token_bytes(i)) for i in passage])
+        last = np.searchsorted(char_ends, token_ends - 1, side="right")
+        return self.shared_words * shared_rarity(text_of(record, "question"), text)[last]
 
     def _stretch(
         self,

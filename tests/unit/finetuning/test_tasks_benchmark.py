@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "benchmarks" / "tasks"))
 import baselines  # noqa: E402
 import report  # noqa: E402
 import teaching  # noqa: E402
-from cases import CASES, POOL, Case, sample  # noqa: E402
+from cases import CASES, POOL, Case, conversations, sample  # noqa: E402
 
 from wafergpt import api  # noqa: E402
 from wafergpt.assets.labelled import DATASETS  # noqa: E402
@@ -135,6 +135,11 @@ def test_a_gain_counts_when_it_exceeds_the_spread() -> None:
     rival = "the base, before"  # a fifth less is asked for
     drop = [report.verdicts(case_of([ours], [90.0], lower=True, rival=rival))[0] for ours in (70.0, 80.0)]
     assert drop[0].startswith("beats") and drop[1].startswith("**misses**")
+    case = case_of([0.1], [0.6], rival="TF-IDF")
+    case["methods"]["pre-trained"][0]["m_with_tfidf"] = 0.7
+    alone, together = report.verdicts(case)
+    assert alone.startswith("**misses** TF-IDF: m -0.500")
+    assert together.startswith("together with TF-IDF, beats TF-IDF alone: m +0.100")
 
 
 def test_the_cases_are_data_sets_and_samples_stay_the_same() -> None:
@@ -142,6 +147,18 @@ def test_the_cases_are_data_sets_and_samples_stay_the_same() -> None:
     records = [{"n": n} for n in range(100)]
     assert sample(records, 7) == sample(records, 7) and len(sample(records, 7)) == 7
     assert sample(records, 200) == records
+
+
+def test_questions_about_one_page_become_a_conversation() -> None:
+    """In order, three turns at most, none lost, and never those of two pages."""
+    pages = ["a"] * 5 + ["b"] + ["a"]
+    records = [
+        {"messages": [{"content": f"q{i}"}, {"content": f"a{i}"}], "group": p} for i, p in enumerate(pages)
+    ]
+    joined = conversations(records)
+    assert [(r["group"], len(r["messages"])) for r in joined] == [("a", 6), ("a", 4), ("b", 2), ("a", 2)]
+    assert [m for r in joined for m in r["messages"]] == [m for r in records for m in r["messages"]]
+    assert len(records[0]["messages"]) == 2  # the given ones are left as they are
 
 
 def test_the_document_shows_the_newest_results() -> None:

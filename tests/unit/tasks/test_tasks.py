@@ -13,6 +13,7 @@ from wafergpt.tasks.chat import Chat
 from wafergpt.tasks.classification import Classification
 from wafergpt.tasks.qa import Method, QuestionAnswering
 from wafergpt.tasks.registry import TASKS, make, settings_of
+from wafergpt.tasks.shared_words import shared_rarity
 from wafergpt.tasks.task import Encoded, Unfit, fill
 from wafergpt.tasks.translation import Translation
 from wafergpt.tasks.writing import Kind, Writing
@@ -123,6 +124,47 @@ def test_the_likeliest_stretch_is_the_answer() -> None:
     assert len(short.text) == 1
     with pytest.raises(ConfigError, match=r"a question has 13 tokens .* no room in the context window of 8"):
         task.answer(RuleModel(head=head, states=states, window=8), [record], task.decoding)
+
+
+@pytest.mark.parametrize("window", [40, 256])
+def test_words_shared_with_the_question_lead_to_a_sentence(window: int) -> None:
+    """A head that finds any number as good reads the one whose sentence says what is asked."""
+    context = "Café opens 7. The red cafés of Rome closed 9. We met 5."
+
+    def states(ids: tuple[int, ...]) -> np.ndarray:
+        digit = [[float(chr(i).isdigit()) * 9.0 if i < 256 else 0.0] * 2 for i in map(byte_of, ids)]
+        return np.array(digit, np.float32)
+
+    def byte_of(i: int) -> int:
+        return TOKENIZER.token_bytes(i)[0] if i != TOKENIZER.end_of_text_id else 256
+
+    head = {"weight": np.eye(2, dtype=np.float32), "bias": np.zeros(2, np.float32)}
+    model = RuleModel(head=head, states=states, window=window)
+
+    def said(question: str, **settings: float) -> str:
+        task = QuestionAnswering(max_answer_tokens=1, **settings)  # type: ignore[arg-type]
+        record = {"question": question, "context": context, "answers": ""}
+        return task.answer(model, [record], task.decoding)[0].text
+
+    assert said("Rome closing?", shared_words=1.0) == "9"
+    assert said("when met?", shared_words=1.0) == "5"
+    assert said("when met 5?", shared_words=9.0) != "5"  # a word of the question is not its answer
+    assert said("Rome closing?") == said("when met?") == "7"  # without it the question is not looked at
+    assert said("Paris?", shared_words=1.0) == "7"
+    with pytest.raises(ConfigError, match="shared_words"):
+        QuestionAnswering(shared_words=-1.0)
+
+
+def test_rarity_of_shared_words() -> None:
+    passage = "A cat sat. A dog sat down. It ran"
+    found = shared_rarity("Did the CATS sat?", passage)
+    everywhere, once = np.log(4 / 2.5), np.log(4 / 1.5)
+    assert len(found) == len(passage)
+    assert found[0] == pytest.approx(everywhere + 0.0)  # "cat" and "cats" are too short to agree
+    assert shared_rarity("Did the cat sit?", passage)[0] == pytest.approx(once)
+    assert found[passage.index("sat")] == 0.0 and found[passage.index("down")] == pytest.approx(everywhere)
+    assert not found[passage.index("It") :].any()
+    assert shared_rarity("?", "").shape == (0,)
 
 
 LONG = "the cat saw a dog and the dog saw a big red bird and flew"
