@@ -1,6 +1,8 @@
 """Put the scores of a finished run into the repository: results file, page, pictures.
 
 python benchmarks/tasks/publish.py runs/tasks
+
+Data sets that the run did not measure stay as the newest results have them; the page says of when.
 """
 
 from __future__ import annotations
@@ -10,26 +12,50 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
-from report import render
+from cases import CASES
+from report import EARLIER, render
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/explanation/task_scores.md"
 PICTURES = ROOT / "docs/explanation/images"
+RESULTS = ROOT / "benchmarks/results"
 MARK = "<!-- scores -->"
 
 
 def publish(out: Path) -> Path:
     """The results file that was written."""
     found = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    measured = list(found["cases"])
+    found = completed(found, newest(RESULTS))
     cpu = re.sub(r"[^a-z0-9]+", "-", found["machine"].partition(",")[0].lower()).strip("-")
-    path = ROOT / "benchmarks/results" / f"tasks_{cpu}_{found['date']}.json"
-    shutil.copy(out / "scores.json", path)
-    for name in found["cases"]:
+    path = RESULTS / f"tasks_{cpu}_{found['date']}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for name in measured:
         shutil.copy(out / f"{name}.png", PICTURES / f"tasks_{name}.png")
     before, _, after = PAGE.read_text(encoding="utf-8").split(MARK)
     PAGE.write_text(f"{before}{MARK}\n\n{render(found)}\n\n{MARK}{after}", encoding="utf-8")
     return path
+
+
+def newest(folder: Path) -> dict[str, Any] | None:
+    """The results with the latest date in their name."""
+    paths = sorted(folder.glob("tasks_*.json"), key=lambda path: path.stem[-10:])
+    return json.loads(paths[-1].read_text(encoding="utf-8")) if paths else None
+
+
+def completed(found: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    """`found` with the data sets that only `before` has, each marked with when and where it was measured."""
+    old = before["cases"] if before else {}
+    kept = {
+        name: {EARLIER: f"{before['date']}, {before['machine']}", **case}
+        for name, case in old.items()
+        if before and name not in found["cases"]
+    }
+    cases = {**found["cases"], **kept}
+    order = [case.dataset for case in CASES]
+    return {**found, "cases": {name: cases[name] for name in sorted(cases, key=order.index)}}
 
 
 if __name__ == "__main__":

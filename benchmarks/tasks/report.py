@@ -26,6 +26,7 @@ from wafergpt.training import metrics
 RIVALS = ("random weights", "TF-IDF + logistic regression", "copy of the source", "nearest training pair",
           "best sentence", "TF-IDF", "the base, before")  # fmt: skip
 OURS = "pre-trained"
+EARLIER = "earlier"  # of a case that an older run measured: when and where
 WANTED_DROP = 0.2  # of perplexity, after tuning to one author
 COLOURS = {OURS: "tab:blue", "pre-trained, LoRA": "tab:orange", "random weights": "tab:gray"}
 
@@ -78,9 +79,11 @@ def _cpu() -> str:
 
 def render(found: dict[str, Any]) -> str:
     """Markdown: who was measured on what, then each data set with its methods and verdicts."""
+    mixed = any(EARLIER in case for case in found["cases"].values())
+    of_what = "the data sets that give no other date" if mixed else "everything below"
     head = (
         f"Measured {found['date']} on {found['machine']}: a base of {found['n_params']:,} parameters,"
-        f" {found['seconds'] / 60:.0f} minutes for everything below. Mean of the seeds, and after ± half"
+        f" {found['seconds'] / 60:.0f} minutes for {of_what}. Mean of the seeds, and after ± half"
         " the distance between the highest and the lowest of them."
     )
     return "\n\n".join([head, *(section(name, case) for name, case in found["cases"].items())])
@@ -97,9 +100,11 @@ def section(name: str, case: dict[str, Any]) -> str:
     measures = list(dict.fromkeys(m for seeds in case["methods"].values() for m in seeds[0]))
     measures.sort(key=lambda m: m != case["measure"])
     steps = f"; epochs: {case['epochs']:g}, steps: {case['steps']:,}" if "steps" in case else ""
+    earlier = [f"**Measured earlier, on another base:** {case[EARLIER]}", ""] if EARLIER in case else []
     lines = [
         f"### {name}",
         "",
+        *earlier,
         f"{case['task']}; examples: {sizes}{steps}",
         "",
         "| method | " + " | ".join(m.replace("_", " ") for m in measures) + " | training, s | seeds |",

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "benchmarks" / "tasks"))
 
 import baselines  # noqa: E402
+import publish  # noqa: E402
 import report  # noqa: E402
 import teaching  # noqa: E402
 from cases import CASES, POOL, Case, conversations, sample  # noqa: E402
@@ -147,6 +148,30 @@ def test_the_cases_are_data_sets_and_samples_stay_the_same() -> None:
     records = [{"n": n} for n in range(100)]
     assert sample(records, 7) == sample(records, 7) and len(sample(records, 7)) == 7
     assert sample(records, 200) == records
+
+
+def test_sets_that_were_not_measured_keep_their_scores_and_say_of_when() -> None:
+    case = {
+        **case_of([0.8], [0.7], rival="random weights"),
+        "task": "t",
+        "sizes": {"train": 1},
+        "trained_s": {},
+    }
+    of = {"date": "2026-01-02", "machine": "M", "n_params": 7, "seconds": 60}
+    before = {
+        **of,
+        "date": "2026-01-01",
+        "cases": {"squad": {**case, "steps": 1, "epochs": 1}, "intents": case},
+    }
+    found = publish.completed({**of, "cases": {"squad": case}}, before)
+    assert list(found["cases"]) == ["intents", "squad"] and found["cases"]["squad"] == case
+    page = report.render(found)
+    assert page.count("Measured earlier, on another base:** 2026-01-01, M") == 1
+    assert page.index("Measured earlier") < page.index("### squad")
+    assert "for the data sets that give no other date" in page
+    assert publish.completed(found, found) == found  # marked once, with the first date
+    alone = publish.completed({**of, "cases": {"squad": case}}, None)
+    assert "Measured earlier" not in report.render(alone)
 
 
 def test_questions_about_one_page_become_a_conversation() -> None:
