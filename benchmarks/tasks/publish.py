@@ -47,15 +47,12 @@ def newest(folder: Path) -> dict[str, Any] | None:
 
 def completed(found: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
     """`found` with the data sets that only `before` has, each marked with when and where it was measured."""
-    old = before["cases"] if before else {}
-    kept = {
-        name: {EARLIER: f"{before['date']}, {before['machine']}", **case}
-        for name, case in old.items()
-        if before and name not in found["cases"]
-    }
-    cases = {**found["cases"], **kept}
-    order = [case.dataset for case in CASES]
-    return {**found, "cases": {name: cases[name] for name in sorted(cases, key=order.index)}}
+    if before is None:
+        return found
+    of = f"{before['date']}, {before['machine']}"
+    cases = {name: {EARLIER: of, **case} for name, case in before["cases"].items()} | found["cases"]
+    names = [case.dataset for case in CASES]
+    return {**found, "cases": {name: cases[name] for name in names if name in cases}}
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def section(name: str, case: dict[str, Any]) -> str:
     measures = list(dict.fromkeys(m for seeds in case["methods"].values() for m in seeds[0]))
     measures.sort(key=lambda m: m != case["measure"])
     steps = f"; epochs: {case['epochs']:g}, steps: {case['steps']:,}" if "steps" in case else ""
-    earlier = [f"**Measured earlier, on another base:** {case[EARLIER]}", ""] if EARLIER in case else []
+    earlier = [f"**Of an earlier run:** {case[EARLIER]}", ""] if EARLIER in case else []
     lines = [
         f"### {name}",
         "",

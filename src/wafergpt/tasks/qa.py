@@ -67,6 +67,10 @@ class QuestionAnswering:
         check_template(self.template, ["context", "question"])
         require(self.max_answer_tokens >= 1, f"max_answer_tokens = {self.max_answer_tokens} must be positive")
         require_finite("shared_words", self.shared_words, minimum=0.0, maximum=100.0)
+        require(
+            self.shared_words == 0 or self.method is Method.EXTRACTIVE,
+            f"shared_words = {self.shared_words} marks stretches of a passage; it needs method=extractive",
+        )
 
     @property
     def objective(self) -> Objective:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 _WORD = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
-STEM_LETTERS = 4  # "invented" and "invention" agree; three to five found as many sentences (docs/log.md)
+STEM_LETTERS = 4  # "invented" and "invention" agree; chosen on validation (docs/log.md)
 
 
 def shared_rarity(question: str, passage: str) -> NDArray[np.float32]:

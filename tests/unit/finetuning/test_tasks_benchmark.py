@@ -166,12 +166,12 @@ def test_sets_that_were_not_measured_keep_their_scores_and_say_of_when() -> None
     found = publish.completed({**of, "cases": {"squad": case}}, before)
     assert list(found["cases"]) == ["intents", "squad"] and found["cases"]["squad"] == case
     page = report.render(found)
-    assert page.count("Measured earlier, on another base:** 2026-01-01, M") == 1
-    assert page.index("Measured earlier") < page.index("### squad")
+    assert page.count("Of an earlier run:** 2026-01-01, M") == 1
+    assert page.index("Of an earlier run") < page.index("### squad")
     assert "for the data sets that give no other date" in page
     assert publish.completed(found, found) == found  # marked once, with the first date
     alone = publish.completed({**of, "cases": {"squad": case}}, None)
-    assert "Measured earlier" not in report.render(alone)
+    assert "Of an earlier run" not in report.render(alone)
 
 
 def test_questions_about_one_page_become_a_conversation() -> None:
@@ -187,9 +187,8 @@ def test_questions_about_one_page_become_a_conversation() -> None:
 
 
 def test_the_document_shows_the_newest_results() -> None:
-    found = json.loads(
-        max((ROOT / "benchmarks/results").glob("tasks_*.json"), key=lambda p: p.name[-15:]).read_text()
-    )
+    found = publish.newest(ROOT / "benchmarks/results")
+    assert found is not None
     page = (ROOT / "docs/explanation/task_scores.md").read_text(encoding="utf-8")
     assert report.render(found) in page
     assert report.render({**found, "n_params": 1}) not in page

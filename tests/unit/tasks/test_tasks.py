@@ -151,18 +151,20 @@ def test_words_shared_with_the_question_lead_to_a_sentence(window: int) -> None:
     assert said("when met 5?", shared_words=9.0) != "5"  # a word of the question is not its answer
     assert said("Rome closing?") == said("when met?") == "7"  # without it the question is not looked at
     assert said("Paris?", shared_words=1.0) == "7"
-    with pytest.raises(ConfigError, match="shared_words"):
+    with pytest.raises(ConfigError, match=r"shared_words = -1"):
         QuestionAnswering(shared_words=-1.0)
+    with pytest.raises(ConfigError, match=r"shared_words = 1\.0 .* needs method=extractive"):
+        QuestionAnswering(shared_words=1.0, method=Method.GENERATIVE)  # it would do nothing
 
 
 def test_rarity_of_shared_words() -> None:
     passage = "A cat sat. A dog sat down. It ran"
     found = shared_rarity("Did the CATS sat?", passage)
-    everywhere, once = np.log(4 / 2.5), np.log(4 / 1.5)
+    twice, once = np.log(4 / 2.5), np.log(4 / 1.5)  # in two of three sentences, in one
     assert len(found) == len(passage)
-    assert found[0] == pytest.approx(everywhere + 0.0)  # "cat" and "cats" are too short to agree
+    assert found[0] == pytest.approx(twice)  # "cat" and "cats" are too short to agree
     assert shared_rarity("Did the cat sit?", passage)[0] == pytest.approx(once)
-    assert found[passage.index("sat")] == 0.0 and found[passage.index("down")] == pytest.approx(everywhere)
+    assert found[passage.index("sat")] == 0.0 and found[passage.index("down")] == pytest.approx(twice)
     assert not found[passage.index("It") :].any()
     assert shared_rarity("?", "").shape == (0,)
 
