@@ -59,16 +59,11 @@ def plan(config: BaseConfig, data: Path, say: Say) -> TrainConfig:
     report = _mix(config, data / _MIX, say)
     say(overlap_table(report))
     manifest = _tokens(config, report, data, say)
-    rates = _rates(config, tokens_of(data))
-    for precision, tokens_per_s in rates.items():
-        say(f"speed in {precision.value}: {tokens_per_s:,.0f} tokens/s")
-    best = max(rates, key=lambda precision: rates[precision])
-    tokens_per_step = config.batch_size * config.model.max_seq_len
-    total_steps = max(2, int(rates[best] * config.training_s / tokens_per_step))
-    run = runs.train_config(config, data=tokens_of(data), precision=best, total_steps=total_steps)
+    run = _fitted(config, tokens_of(data), say)
     passes = f"{run.total_tokens / manifest.n_tokens:.1f} passes over {manifest.n_tokens:,} tokens"
     duration = format_duration(config.training_s)
-    say(f"schedule: {total_steps:,} steps in {best.value}, {passes}, about {duration} of training")
+    steps = f"{run.schedule.total_steps:,} steps in {run.precision.value}"
+    say(f"schedule: {steps}, {passes}, about {duration} of training")
     return run
 
 
@@ -130,10 +125,23 @@ def _tokens(config: BaseConfig, report: MixReport, data: Path, say: Say) -> Mani
     return Manifest.load(folder / "train")
 
 
-def _rates(config: BaseConfig, data: Path) -> dict[Precision, float]:
-    """Tokens/s of each precision this machine has, measured in `rate_s`."""
-    run = runs.train_config(config, data=data, precision=Precision.FP32, total_steps=1_000_000)
-    return loop.measure_precisions(run, config.rate_s)
+def _fitted(config: BaseConfig, data: Path, say: Say) -> TrainConfig:
+    """The run of the largest model that reads enough in the time, in the precision that is fastest here."""
+    for model in config.models:
+        probe = runs.train_config(config, model, data=data, precision=Precision.FP32, total_steps=1_000_000)
+        rates = loop.measure_precisions(probe, config.rate_s)
+        best = max(rates, key=lambda precision: rates[precision])
+        speeds = ", ".join(f"{precision.value} {rate:,.0f}" for precision, rate in rates.items())
+        n_tokens = rates[best] * config.training_s
+        per_param = n_tokens / model.n_params
+        say(
+            f"{format_count(model.n_params)} parameters: {speeds} tokens/s,"
+            f" {per_param:.1f} tokens a parameter (wanted: {config.tokens_per_param:g})"
+        )
+        if per_param >= config.tokens_per_param:
+            break
+    total_steps = max(2, int(n_tokens / probe.tokens_per_step))
+    return runs.train_config(config, model, data=data, precision=best, total_steps=total_steps)
 
 
 # -- the card

@@ -17,15 +17,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wafergpt.kernels import build
-from wafergpt.ops import cpu, reference
+from wafergpt.ops import cpu, head, reference
 from wafergpt.ops.watch import is_torch_only
 
 
 def _have_kernels(x: Tensor) -> bool:
     """Whether x is where our kernels are; not under torch.compile, which makes its own."""
-    if torch.compiler.is_compiling() or is_torch_only():
-        return False
-    return x.device.type == "cpu" and build.library() is not None
+    return _is_plain_cpu(x) and build.library() is not None
+
+
+def _is_plain_cpu(x: Tensor) -> bool:
+    """Whether x is where operations of our own may run."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_torch_only()
 
 
 def _kernels_for(x: Tensor) -> bool:
@@ -129,6 +132,11 @@ def linear_cross_entropy(
             hidden.contiguous(), weight, labels, logit_scale, ignore_index, int8
         )
         return loss, n_counted
+    if hidden.dtype == weight.dtype == torch.float32 and _is_plain_cpu(hidden):
+        nats: Tensor = head.LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden, weight, labels, logit_scale, ignore_index
+        )
+        return nats, n_counted
     parts = (torch.split(x, cpu.HEAD_CHUNK_ROWS) for x in (hidden, labels))
     chunks = zip(*parts, strict=True)
     losses = [
