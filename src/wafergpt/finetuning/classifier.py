@@ -55,7 +55,7 @@ class SpanObjective(nn.Module):
         self._head = [head]
 
     def total(self, ids: Tensor, lengths: Tensor, targets: Tensor) -> Total:
-        """targets [n, 3], see `heads.span_loss`."""
+        """targets [N, 3], see `heads.span_loss`."""
         sizes = lengths.tolist()
         scores = self._head[0](self.model.packed(ids, sizes))  # [N, 2]
         return Total(span_loss(scores, targets, sizes), float(len(sizes)), None)

@@ -110,10 +110,11 @@ class PackedExamples:
         scale = np.array(self.n_micro_batches / whole, np.float32)
         return (*self.arrays(self.row_numbers(index0, batch_size)), scale)
 
-    def arrays(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:
+    def arrays(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
         """(ids [N], lengths [n], targets) of these rows' examples, end to end.
 
-        Targets are the next tokens [N] with -100 where none counts, labels [n], or spans [n, 3].
+        Targets are the next tokens [N] with -100 where none counts, labels [n], or spans [N, 3]: 1 at an
+        answer's first and at its last token, and what is added to logits, -infinity outside of the passage.
         """
         chosen = [self.examples[i] for row in rows for i in self.rows[row]]
         ids = np.array([i for example in chosen for i in example.ids[: example.n_positions]], np.int64)
@@ -128,14 +129,15 @@ class PackedExamples:
             told = (*example.counted, example.label, *example.span)
             for values in (example.ids, told):
                 digest.update(np.array([len(values), *values], np.int64).tobytes())
+            digest.update(np.array(example.added, np.float32).tobytes())
         return digest.hexdigest()
 
 
-def _targets(examples: Sequence[Encoded], objective: Objective) -> npt.NDArray[np.int64]:
+def _targets(examples: Sequence[Encoded], objective: Objective) -> npt.NDArray[Any]:
     if objective is Objective.LABEL:
         return np.array([example.label for example in examples], np.int64)
     if objective is Objective.SPAN:
-        return np.array([example.span for example in examples], np.int64)
+        return np.concatenate([_span_target(example) for example in examples])
     return np.array(
         [
             i if counts else IGNORED
@@ -144,3 +146,13 @@ def _targets(examples: Sequence[Encoded], objective: Objective) -> npt.NDArray[n
         ],
         np.int64,
     )
+
+
+def _span_target(example: Encoded) -> npt.NDArray[np.float32]:
+    first, last, passage = example.span
+    found = np.zeros((len(example.ids), 3), np.float32)
+    found[first, 0] = found[last, 1] = 1.0
+    found[:passage, 2] = -np.inf
+    if example.added:
+        found[passage:, 2] = example.added
+    return found

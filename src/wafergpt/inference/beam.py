@@ -50,7 +50,11 @@ class BeamJob:
         rows_from = self._prompt_scores.rows_from
         track = start_track(self._scheduler, self.request_id, self.terms, request.prompt_ids, rows_from)
         sampler = Sampler(
-            request.sampling, request.prompt_ids, ending_ids=ending_ids(request), mask=request.mask
+            request.sampling,
+            request.prompt_ids,
+            ending_ids=ending_ids(request),
+            mask=request.mask,
+            guide=request.guide,
         )
         self._beams, self._tracks = [_Beam(track, sampler, 0.0)], [track]
 

@@ -136,7 +136,14 @@ class SampleJob:
         config = request.sampling
         config = replace(config, seed=fresh_seed()) if config.seed is None else config
         self._samplers = [
-            Sampler(config, request.prompt_ids, sample=i, ending_ids=ending_ids(request), mask=request.mask)
+            Sampler(
+                config,
+                request.prompt_ids,
+                sample=i,
+                ending_ids=ending_ids(request),
+                mask=request.mask,
+                guide=request.guide,
+            )
             for i in range(request.n_samples)
         ]
         self._watches = [request.watch() if request.watch else None for _ in self._samplers]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wafergpt.config import require, require_finite
-from wafergpt.inference.sampling import Mask, SamplingConfig
+from wafergpt.inference.sampling import Guide, Mask, SamplingConfig
 
 # Made anew for each sample, then told every token of it that does not end it anyway: True ends it here.
 Watch = Callable[[], Callable[[int], bool]]
@@ -78,6 +78,7 @@ class Generate:
     n_top: int | None = None  # log-probabilities of new tokens and the n likeliest; None: not computed
     n_prompt_top: int | None = None  # the same of the prompt's tokens after the first
     mask: Mask | None = None
+    guide: Guide | None = None
     watch: Watch | None = None  # for stop texts: it reads what the tokens say
     terms: Terms = field(default_factory=Terms)
 

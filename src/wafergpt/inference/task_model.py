@@ -23,7 +23,7 @@ from wafergpt.inference.request import (
 )
 from wafergpt.inference.sampling import SamplingConfig
 from wafergpt.inference.text import TextOfSample, request_of_ids
-from wafergpt.tasks.task import Decoding, Ids, Written
+from wafergpt.tasks.task import Decoding, Guide, Ids, Written
 from wafergpt.tokenizer.bpe import Tokenizer
 
 R = TypeVar("R", bound=Result)
@@ -40,13 +40,23 @@ class TaskModel:
         self.head: Mapping[str, NDArray[np.float32]] = head or {}
         self.window = engine.backend.max_seq_len
 
-    def write(self, prompts: Sequence[Ids], decoding: Decoding) -> list[Written]:
-        """A continuation of each prompt. Raises ConfigError for one that leaves no room."""
+    def write(
+        self, prompts: Sequence[Ids], decoding: Decoding, guides: Sequence[Guide | None] = ()
+    ) -> list[Written]:
+        """A continuation of each prompt, with its guide if there are any.
+
+        Raises ConfigError for a prompt that leaves no room.
+        """
         config = sampling_of(decoding)
         n_top = 0 if decoding.n_beams == 1 else None  # a beam knows its likelihood anyway
         requests = [
-            replace(request_of_ids(self.tokenizer, ids, config), n_beams=decoding.n_beams, n_top=n_top)
-            for ids in prompts
+            replace(
+                request_of_ids(self.tokenizer, ids, config),
+                n_beams=decoding.n_beams,
+                n_top=n_top,
+                guide=guide,
+            )
+            for ids, guide in zip(prompts, guides or [None] * len(prompts), strict=True)
         ]
         found = []
         for result in self.engine.run(requests):

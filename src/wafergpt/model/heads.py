@@ -49,18 +49,16 @@ def last_of_each(hidden: Tensor, lengths: Sequence[int]) -> Tensor:
     return hidden.index_select(0, ends)
 
 
-def span_loss(scores: Tensor, spans: Tensor, lengths: Sequence[int]) -> Tensor:
+def span_loss(scores: Tensor, targets: Tensor, lengths: Sequence[int]) -> Tensor:
     """Nats of the answers' first and last tokens among their passages', summed over examples.
 
-    scores [N, 2] of examples end to end; spans [n examples, 3]: first and last token of the answer, first of
-    the passage, each counted from the example's start.
+    scores [N, 2] of examples end to end; targets [N, 3]: 1 at an answer's first token, 1 at its last, and
+    what is added to both scores, -infinity outside of the passage.
     """
-    parts = scores.split(list(lengths))
-    nats = [
-        -(
-            part[passage:, 0].log_softmax(0)[first - passage]
-            + part[passage:, 1].log_softmax(0)[last - passage]
-        )
-        for part, (first, last, passage) in zip(parts, spans.tolist(), strict=True)
-    ]
+    sizes = list(lengths)
+    parts = zip((scores + targets[:, 2:]).split(sizes), targets[:, :2].split(sizes), strict=True)
+    nats = []
+    for part, marks in parts:
+        log_p, places = part.log_softmax(0), marks.argmax(0)
+        nats.append(-(log_p[places[0], 0] + log_p[places[1], 1]))
     return torch.stack(nats).sum()

@@ -119,7 +119,14 @@ class QuestionAnswering:
             raise Unfit(TOO_LONG)
         at, end = max(holding, key=lambda piece: min(first - piece[0], piece[1] - last))  # words around it
         shift = len(asked) - at
-        return [Encoded(ids=(*asked, *passage[at:end]), span=(first + shift, last + shift, len(asked)))]
+        added = self._added(record, passage, tokenizer)[at:end]
+        return [
+            Encoded(
+                ids=(*asked, *passage[at:end]),
+                span=(first + shift, last + shift, len(asked)),
+                added=tuple(added.tolist()) if self.shared_words else (),
+            )
+        ]
 
     def _prompt(self, record: Record, tokenizer: Tokenizer) -> list[int]:
         values = {name: text_of(record, name).strip() for name in self.asked}

@@ -7,7 +7,7 @@ dataclass of settings; `registry` turns it into `task.json` and back.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, Self
@@ -20,6 +20,8 @@ from wafergpt.tokenizer.bpe import Tokenizer
 
 Record = Mapping[str, Any]  # one example by the task's own field names
 Ids = tuple[int, ...]
+# Other logits [V] instead of the model's, given the new tokens so far.
+Guide = Callable[[Sequence[int], NDArray[np.float32]], NDArray[np.float32]]
 
 
 class Objective(StrEnum):
@@ -50,6 +52,7 @@ class Encoded:
     counted: tuple[bool, ...] = ()  # TOKENS: whether ids[i], given all before it, counts; never the first
     label: int = -1  # LABEL: which
     span: tuple[int, int, int] = (-1, -1, -1)  # SPAN: first and last of the answer, first of the passage
+    added: tuple[float, ...] = ()  # SPAN: to both logits of each token of the passage; (): nothing
 
     @property
     def n_positions(self) -> int:
@@ -112,8 +115,10 @@ class Model(Protocol):
         """`weight` [O, D] and `bias` [O] of the task's head; empty for a task without one."""
         ...
 
-    def write(self, prompts: Sequence[Ids], decoding: Decoding) -> list[Written]:
-        """A continuation of each prompt."""
+    def write(
+        self, prompts: Sequence[Ids], decoding: Decoding, guides: Sequence[Guide | None] = ()
+    ) -> list[Written]:
+        """A continuation of each prompt, with its guide if there are any."""
         ...
 
     def log_probabilities(self, rows: Sequence[tuple[Ids, int]]) -> list[list[float]]:
@@ -220,9 +225,11 @@ def check_room(prompt: Sequence[int], window: int, what: str) -> None:
     )
 
 
-def write_answers(model: Model, prompts: Sequence[Ids], decoding: Decoding) -> list[Answer]:
+def write_answers(
+    model: Model, prompts: Sequence[Ids], decoding: Decoding, guides: Sequence[Guide | None] = ()
+) -> list[Answer]:
     """Answers in the model's own words; the confidence is the geometric mean of its tokens' probabilities."""
-    return [answer_of(written) for written in model.write(prompts, decoding)]
+    return [answer_of(written) for written in model.write(prompts, decoding, guides)]
 
 
 def answer_of(written: Written) -> Answer:

@@ -135,3 +135,19 @@ def test_label_weights_are_part_of_the_mean() -> None:
     source = PackedExamples(told, Objective.LABEL, seq_len=4, weights=[1.5, 0.75])
     assert float(source.batch(0, 1)[-1]) == pytest.approx(1 / 3.0)
     assert source.fingerprint != PackedExamples(told[::-1], Objective.LABEL, seq_len=4).fingerprint
+
+
+def test_spans_are_marks_on_their_tokens() -> None:
+    told = [
+        Encoded(ids=(1, 2, 3, 4), span=(2, 3, 1), added=(0.5, 0.0, 2.0)),
+        Encoded(ids=(5,), span=(0, 0, 0)),
+    ]
+    source = PackedExamples(told, Objective.SPAN, seq_len=8)
+    ids, lengths, targets = source.arrays(np.array([0]))
+    first = int(ids.tolist().index(1))
+    assert sorted(lengths.tolist()) == [1, 4]
+    marks = [[0, 0, -np.inf], [0, 0, 0.5], [1, 0, 0.0], [0, 1, 2.0]]
+    assert targets[first : first + 4].tolist() == marks
+    assert targets[ids.tolist().index(5)].tolist() == [1, 1, 0]
+    told[0] = Encoded(ids=(1, 2, 3, 4), span=(2, 3, 1), added=(0.5, 0.0, 1.0))
+    assert source.fingerprint != PackedExamples(told, Objective.SPAN, seq_len=8).fingerprint

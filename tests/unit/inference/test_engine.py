@@ -202,6 +202,20 @@ def test_a_mask_that_fails_fails_alone() -> None:
     assert not backend.tokens
 
 
+@pytest.mark.parametrize("n_beams", [1, 3])
+def test_a_guide_leads_a_request(n_beams: int) -> None:
+    found, _ = engine()
+
+    def counting(new_ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(V) == len(new_ids) + 4, np.float32(1e3), logits)
+
+    config = SamplingConfig(temperature=0, max_new_tokens=4)
+    request = Generate(prompt_ids=(1,), sampling=config, guide=counting, n_beams=n_beams)
+    other = Generate(prompt_ids=(2,), sampling=config)
+    guided, good = found.run([request, other])
+    assert list(only(guided)) == [4, 5, 6, 7] and list(only(good)) == by_hand((2,), config)
+
+
 def test_logits_that_are_not_finite_fail_their_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     found, backend = engine()
     run = backend.run

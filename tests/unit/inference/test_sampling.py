@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -158,6 +159,22 @@ def test_a_mask_decides_and_is_checked() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             Sampler(SamplingConfig(), mask=mask).choose(LOGITS)
+
+
+def test_a_guide_changes_logits_and_is_checked() -> None:
+    """It sees what was written and the penalised logits; a copy of the sampler keeps it."""
+    asked: list[tuple[list[int], float]] = []
+
+    def third(new_ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
+        asked.append((list(new_ids), float(logits[2])))
+        return np.where(np.arange(4) == 3, np.float32(50), logits)
+
+    sampler = Sampler(SamplingConfig(temperature=0, logit_bias={2: 5.0}), guide=third)
+    assert sampler.choose(LOGITS) == 3 and sampler.copy().choose(LOGITS) == 3
+    assert asked == [([], LOGITS[2] + 5), ([3], LOGITS[2] + 5)]
+    for bad in (lambda ids, logits: logits[:3], lambda ids, logits: logits.astype(np.float64)):
+        with pytest.raises(ConfigError, match="4 float32 logits"):
+            Sampler(SamplingConfig(), guide=bad).choose(LOGITS)
 
 
 def test_a_copy_goes_its_own_way() -> None:

@@ -39,6 +39,13 @@ def test_the_last_real_token_of_each() -> None:
 
 def test_span_loss_by_hand() -> None:
     scores = torch.tensor([[9.0, 9.0], [0.0, 0.0], [1.0, 0.0], [5.0, 5.0]])
-    spans = torch.tensor([[2, 1, 1], [0, 0, 0]])  # passage of tokens 1 and 2; an example of one token
+    outside = -math.inf  # passage of tokens 1 and 2, answer from 2 to 1; then an example of one token
+    targets = torch.tensor([[0.0, 0.0, outside], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
     expected = -(1 - math.log(1 + math.e)) + math.log(2)
-    assert float(span_loss(scores, spans, [3, 1])) == pytest.approx(expected, rel=1e-6)
+    assert float(span_loss(scores, targets, [3, 1])) == pytest.approx(expected, rel=1e-6)
+    targets[1, 2] = 2.0  # for token 1, so that it is the likelier one for both
+    expected = -(1 - math.log(math.e**2 + math.e)) - (2 - math.log(math.e**2 + 1))
+    assert float(span_loss(scores, targets, [3, 1])) == pytest.approx(expected, rel=1e-6)
+    scores.requires_grad_()
+    span_loss(scores, targets, [3, 1]).backward()
+    assert scores.grad is not None and scores.grad[0].eq(0).all() and scores.grad.isfinite().all()

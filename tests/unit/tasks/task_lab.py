@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import models
 
-from wafergpt.tasks.task import Decoding, Ids, Written
+from wafergpt.tasks.task import Decoding, Guide, Ids, Written
 from wafergpt.tokenizer.bpe import END_OF_TEXT, Tokenizer, byte_alphabet, byte_level
 
 
@@ -35,7 +35,9 @@ class RuleModel:
         self.head = head or {}
         self._says, self._likely, self._states = says, likely, states
 
-    def write(self, prompts: Sequence[Ids], decoding: Decoding) -> list[Written]:
+    def write(
+        self, prompts: Sequence[Ids], decoding: Decoding, guides: Sequence[Guide | None] = ()
+    ) -> list[Written]:
         texts = [self._says(self.tokenizer.decode(ids[1:])) for ids in prompts]
         return [Written(text=text, n_tokens=len(text), log_probability=-0.5) for text in texts]
 

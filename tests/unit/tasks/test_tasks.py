@@ -46,7 +46,7 @@ def test_what_is_trained_on_is_what_is_asked() -> None:
     asked: list[tuple[int, ...]] = []
 
     class Watching(RuleModel):
-        def write(self, prompts: Any, decoding: Any) -> Any:
+        def write(self, prompts: Any, decoding: Any, guides: Any = ()) -> Any:
             asked.extend(prompts)
             return super().write(prompts, decoding)
 
@@ -155,6 +155,19 @@ def test_words_shared_with_the_question_lead_to_a_sentence(window: int) -> None:
         QuestionAnswering(shared_words=-1.0)
     with pytest.raises(ConfigError, match=r"shared_words = 1\.0 .* needs method=extractive"):
         QuestionAnswering(shared_words=1.0, method=Method.GENERATIVE)  # it would do nothing
+
+
+def test_what_shared_words_add_is_learned_with() -> None:
+    """The example holds what reading adds, token by token, also of a piece of a passage."""
+    task = QuestionAnswering(shared_words=0.5)
+    record = {**SQUAD, "question": "Whom met she?"}
+    (example,) = task.encode(record, TOKENIZER, 64)
+    passage = TOKENIZER.encode(SQUAD["context"])
+    read = task._added(record, passage, TOKENIZER)
+    assert read.max() > 0 and example.added == tuple(read.tolist())
+    (piece,) = task.encode(record, TOKENIZER, len(example.ids) - 4)
+    assert len(piece.added) == len(piece.ids) - piece.span[2] and piece.added == example.added[4:]
+    assert QuestionAnswering().encode(record, TOKENIZER, 64)[0].added == ()
 
 
 def test_rarity_of_shared_words() -> None:
