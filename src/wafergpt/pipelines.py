@@ -20,6 +20,7 @@ from wafergpt.tasks import calibration, registry
 from wafergpt.tasks.chat import SYSTEM, Chat, messages_of
 from wafergpt.tasks.classification import Classification
 from wafergpt.tasks.examples import usable
+from wafergpt.tasks.ranking import Ranker
 from wafergpt.tasks.task import Answer, Decoding, Objective, Record, Task, answer_of, check_room
 
 
@@ -84,6 +85,12 @@ class Pipeline:
         prompt = self.task.prompt(messages_of({"messages": kept}), self.model.tokenizer)
         check_room(prompt, self.model.window, "a conversation")
         return answer_of(self.model.write_live(tuple(prompt), chosen, on_text)), kept
+
+    def ranker(self, passages: Sequence[str]) -> Ranker:
+        """What tells which of the passages answers a question. Raises ConfigError unless this is a chat."""
+        require(isinstance(self.task, Chat), f"a {self.task.name} model ranks no passages; a chat does")
+        assert isinstance(self.task, Chat), "just required"
+        return Ranker(self.task, self.model, passages)
 
     def record(self, question: str | Record) -> Record:
         """A question by its fields. Raises ConfigError naming what is missing or empty."""

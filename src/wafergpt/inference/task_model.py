@@ -73,6 +73,8 @@ class TaskModel:
                     n_tokens=n_tokens,
                     log_probability=sample.total_log_probability / max(1, n_tokens),
                     window_full=sample.window_full,
+                    token_ids=sample.token_ids,
+                    log_probabilities=tuple(score.log_probability for score in sample.scores),
                 )
             )
         return found

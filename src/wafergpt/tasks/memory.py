@@ -14,7 +14,7 @@ class Memory:
     """Looks up by cosine of TF-IDF rows, idf = ln((1 + n) / (1 + df)) + 1 (as scikit-learn's)."""
 
     def __init__(self, sources: Sequence[str], targets: Sequence[str]) -> None:
-        self._targets = targets
+        self._sources, self._targets = sources, targets
         counts = Counter(word for text in sources for word in set(_words(text)))
         self._idf = {word: math.log((1 + len(sources)) / (1 + n)) + 1 for word, n in counts.items()}
         self._with: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
@@ -22,16 +22,15 @@ class Memory:
             for word, value in self._row(text).items():
                 self._with[word].append((number, value))
 
-    def nearest(self, source: str) -> tuple[str, float]:
-        """The target of the source most like this one, and how like (0 to 1); ("", 0) if none is."""
+    def nearest(self, source: str, *, itself: bool = True) -> str:
+        """The target of the source most like this one, "" if none is; `itself`: also of an equal source."""
         found: defaultdict[int, float] = defaultdict(float)
         for word, value in self._row(source).items():
             for number, other in self._with[word]:
                 found[number] += value * other
-        if not found:
-            return "", 0.0
-        best = min(found, key=lambda number: (-found[number], number))
-        return self._targets[best], min(1.0, found[best])
+        likely = (number for number in found if itself or self._sources[number] != source)
+        best = min(likely, key=lambda number: (-found[number], number), default=None)
+        return "" if best is None else self._targets[best]
 
     def _row(self, text: str) -> dict[str, float]:
         row = {word: n * self._idf[word] for word, n in Counter(_words(text)).items() if word in self._idf}

@@ -1,9 +1,10 @@
-"""Which token comes next when a text that is being written follows another: a hidden Markov model of places.
+"""Hints: what comes next if the text that is being written follows another one; the model decides.
 
-A place j of the followed text says "its token j comes next". What is written moves the places, as in HMM
-alignment (Vogel et al. 1996, HMM-based word alignment in statistical translation), but within one language.
-A `Pointer` mixes that with what a model says, p = (1 - share) p_model + share p_pointer, as pointer networks
-do (See et al. 2017, Get to the point); share and moves are given here, not learned.
+A hidden Markov model of places, as in HMM alignment (Vogel et al. 1996, HMM-based word alignment in
+statistical translation) but within one language: a place j of the followed text says "its token j comes
+next", and what is written moves the places. The likeliest token is the hint. In an answer with hints each
+token stands after its hint, so that to copy is to repeat the token before, which a small model learns
+soon; what pointer networks (See et al. 2017, Get to the point) learn about places is given here.
 """
 
 from __future__ import annotations
@@ -25,49 +26,61 @@ class Places:
     """Where in `ids` the writer is: a probability for each place, the last of them the end of the text."""
 
     def __init__(self, ids: Sequence[int], end_id: int) -> None:
+        """`end_id` is the hint after the last token."""
         self.ids = np.array([*ids, end_id], np.int64)
         n = len(self.ids)
         self._after_copy, self._after_other = _moves(n, *AFTER_COPY), _moves(n, *AFTER_OTHER)
-        self._read: list[int] = []
-        self._at = np.eye(1, n, dtype=np.float64)[0]
+        self.at = np.eye(1, n, dtype=np.float64)[0]
 
-    def after(self, new_ids: Sequence[int]) -> NDArray[np.float64]:
-        """[places] after all of `new_ids`; the first part is not read again if the last call had it."""
-        if list(new_ids[: len(self._read)]) != self._read:  # another beam
-            self._read, self._at = [], np.eye(1, len(self.ids), dtype=np.float64)[0]
-        for token_id in new_ids[len(self._read) :]:
-            copied = self._at * COPIES * (self.ids == token_id)
-            other = self._at * ((1 - COPIES) * OTHER)
-            at = copied @ self._after_copy + other @ self._after_other
-            self._at = at / at.sum()
-        self._read = list(new_ids)
-        found: NDArray[np.float64] = self._at
-        return found
+    def read(self, token_id: int) -> None:
+        """Go on by one token that was written."""
+        copied = self.at * COPIES * (self.ids == token_id)
+        other = self.at * ((1 - COPIES) * OTHER)
+        at = copied @ self._after_copy + other @ self._after_other
+        self.at = at / at.sum()
+
+    @property
+    def hint(self) -> int:
+        """The likeliest next token; among equals the one that stands first."""
+        _, which = np.unique(self.ids, return_inverse=True)
+        p = np.bincount(which, weights=self.at)
+        return int(self.ids[np.flatnonzero(p[which] == p.max())[0]])
 
 
-class Pointer:
-    """Guides one answer: some of each token's probability goes where `followed` texts go on."""
+def with_hints(told: Sequence[int], places: Places) -> list[int]:
+    """Each token after its hint."""
+    found = []
+    for token_id in told:
+        found += [places.hint, token_id]
+        places.read(token_id)
+    return found
 
-    def __init__(self, followed: Sequence[tuple[Sequence[int], float]], end_id: int) -> None:
-        """`followed`: token ids of a text and its share; the model keeps what is left of 1."""
-        self._places = [(Places(ids, end_id), share) for ids, share in followed]
-        self._kept = 1.0 - sum(share for _, share in followed)
+
+class HintFirst:
+    """A guide: every second token, from the first on, is the hint; the others are the model's."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._n_read = 0
 
     def __call__(self, new_ids: Sequence[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """log p [V] of the next token, from logits [V]."""
-        p = np.exp(logits.astype(np.float64) - logits.max())
-        p *= self._kept / p.sum()
-        for places, share in self._places:
-            np.add.at(p, places.ids, share * places.after(new_ids))
-        found: NDArray[np.float32] = np.log(np.maximum(p, 1e-30)).astype(np.float32)
-        return found
+        """logits [V], or the hint alone."""
+        if len(new_ids) % 2:
+            return logits
+        for token_id in new_ids[1::2][self._n_read :]:
+            self._places.read(token_id)
+        self._n_read = len(new_ids) // 2
+        forced = np.full_like(logits, -np.inf)
+        forced[self._places.hint] = 0.0
+        return forced
 
 
 def _moves(n: int, stay: float, on: float) -> NDArray[np.float64]:
     """[from, to], rows of sum 1; what would go past the end goes to the end."""
     skips = 0.5 ** np.arange(1, LONGEST_SKIP + 1)
     steps = np.concatenate([[stay, on], (1 - stay - on) * skips / skips.sum()])
-    found = np.zeros((n, n))
-    for place in range(n):
-        np.add.at(found[place], np.minimum(place + np.arange(len(steps)), n - 1), steps)
+    distance = np.arange(n)[None, :] - np.arange(n)[:, None]
+    near = (distance >= 0) & (distance < len(steps))
+    found = np.where(near, steps[np.where(near, distance, 0)], 0.0)
+    found[:, -1] += 1.0 - found.sum(1)
     return found

@@ -25,14 +25,14 @@ def shared_rarity(question: str, passage: str) -> NDArray[np.float32]:
     themselves have 0: a question seldom holds its own answer.
     """
     found = np.zeros(len(passage), np.float32)
-    asked = {_stem(word) for word in _WORD.findall(question)}
+    asked = {stem(word) for word in _WORD.findall(question)}
     sentences = []
     start = 0
     for end in [*(m.start() for m in _SENTENCE_END.finditer(passage)), len(passage)]:
-        words = [m for m in _WORD.finditer(passage, start, end) if _stem(m[0]) in asked]
+        words = [m for m in _WORD.finditer(passage, start, end) if stem(m[0]) in asked]
         sentences.append((start, end, words))
         start = end
-    stems = [{_stem(m[0]) for m in words} for _, _, words in sentences]
+    stems = [{stem(m[0]) for m in words} for _, _, words in sentences]
     for (start, end, words), of_sentence in zip(sentences, stems, strict=True):
         found[start:end] = sum(_rarity(stem, stems) for stem in of_sentence)
         for match in words:
@@ -44,5 +44,6 @@ def _rarity(stem: str, sentences: list[set[str]]) -> float:
     return math.log((len(sentences) + 1) / (sum(stem in words for words in sentences) + 0.5))
 
 
-def _stem(word: str) -> str:
+def stem(word: str) -> str:
+    """What words are compared by."""
     return word.lower()[:STEM_LETTERS]

@@ -86,6 +86,8 @@ class Written:
     n_tokens: int
     log_probability: float  # mean over its tokens, nats
     window_full: bool = False
+    token_ids: Ids = ()
+    log_probabilities: tuple[float, ...] = ()  # of each token, nats; not of beams
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,9 @@
-"""A pointer follows a text through what is copied, left out, put in or replaced; a memory finds like ones."""
+"""Hints follow a text through what is copied, left out, put in or replaced; a memory finds like ones."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,18 +13,20 @@ from task_lab import RuleModel
 from wafergpt.errors import ConfigError
 from wafergpt.tasks import pointing
 from wafergpt.tasks.memory import Memory
-from wafergpt.tasks.pointing import Places, Pointer
+from wafergpt.tasks.pointing import HintFirst, Places, with_hints
 from wafergpt.tasks.registry import make, settings_of
-from wafergpt.tasks.translation import Translation
+from wafergpt.tasks.task import Written
+from wafergpt.tasks.translation import Hints, Translation
 
 END = 256
 TEXT = list(b"and he said unto them")
 
 
-def next_of(places: Places, written: bytes) -> int:
-    """The token that the places expect most."""
-    found = places.after(list(written))
-    return int(np.bincount(places.ids, weights=found, minlength=END + 1).argmax())
+def after(written: bytes) -> Places:
+    places = Places(TEXT, END)
+    for token_id in written:
+        places.read(token_id)
+    return places
 
 
 @pytest.mark.parametrize(
@@ -38,22 +42,18 @@ def next_of(places: Places, written: bytes) -> int:
     ],
 )
 def test_the_place_is_found_again(written: bytes, expected: str) -> None:
-    assert next_of(Places(TEXT, END), written) == ord(expected)
+    assert after(written).hint == ord(expected)
 
 
 def test_after_the_last_token_comes_the_end() -> None:
-    places = Places(TEXT, END)
-    assert next_of(places, bytes(TEXT)) == END
-    assert next_of(places, bytes(TEXT[:-1])) == TEXT[-1]
+    assert after(bytes(TEXT)).hint == END
+    assert after(bytes(TEXT[:-1])).hint == TEXT[-1]
+    assert Places([], END).hint == END
 
 
-def test_places_are_probabilities_and_do_not_depend_on_earlier_calls() -> None:
-    """Beams share a pointer: another beginning is read anew."""
-    places = Places(TEXT, END)
-    for written in (b"and he", b"and he said", b"but x", b"and", b""):
-        found = places.after(list(written))
-        np.testing.assert_allclose(found.sum(), 1.0, atol=1e-12)
-        np.testing.assert_array_equal(found, Places(TEXT, END).after(list(written)))
+def test_places_are_probabilities() -> None:
+    for written in (b"and he", b"and he said", b"but x", b"zzzzzzzzzz" * 20):
+        np.testing.assert_allclose(after(written).at.sum(), 1.0, atol=1e-12)
 
 
 def test_moves_are_probabilities_that_end_at_the_end() -> None:
@@ -64,73 +64,106 @@ def test_moves_are_probabilities_that_end_at_the_end() -> None:
         assert moves[0, 0] == stay and moves[0, 1] == on
 
 
-def test_the_mixture_is_what_it_says() -> None:
-    """With share 0.4 of a text whose first token is 97: p = 0.6 softmax + 0.4 at 97."""
-    logits = np.linspace(-3, 2, END + 1).astype(np.float32)
-    p = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum()
-    found = np.exp(Pointer([(TEXT, 0.4)], END)([], logits).astype(np.float64))
-    expected = 0.6 * p + 0.4 * (np.arange(END + 1) == ord("a"))
-    np.testing.assert_allclose(found, expected, rtol=1e-5)  # float32 logarithms: |log p| 2^-24 relative
-    two = np.exp(Pointer([(TEXT, 0.2), (list(b"b"), 0.3)], END)([], logits).astype(np.float64))
-    np.testing.assert_allclose(two[[ord("a"), ord("b")]] - 0.5 * p[[97, 98]], [0.2, 0.3], rtol=1e-4)
+def test_each_token_stands_after_its_hint() -> None:
+    assert with_hints(list(b"xbc"), Places(list(b"abc"), END)) == list(b"axbbcc")
+
+
+def test_a_guide_forces_hints_and_leaves_the_rest_to_the_model() -> None:
+    """What is written with it is what training shows: `with_hints` of the model's own tokens."""
+    guide, said, new_ids = HintFirst(Places(TEXT, END)), list(b"and she"), []
+    for token_id in said:
+        logits = np.eye(1, END + 1, token_id, dtype=np.float32)[0]
+        new_ids.append(int(guide(new_ids, logits).argmax()))
+        assert guide(new_ids, logits) is logits
+        new_ids.append(token_id)
+    assert new_ids == with_hints(said, Places(TEXT, END))
 
 
 def test_a_memory_finds_the_source_that_is_most_alike() -> None:
     memory = Memory(["Open a file", "Close the window", "Open a window"], ["A", "B", "C"])
-    assert memory.nearest("open a window!") == ("C", pytest.approx(1.0))
-    target, likeness = memory.nearest("close it")
-    assert target == "B" and 0.3 < likeness < 1
-    assert memory.nearest("nothing alike") == ("", 0.0)
-    assert Memory([], []).nearest("x") == ("", 0.0)
+    assert memory.nearest("open a window!") == "C"
+    assert memory.nearest("Open a window") == "C" and memory.nearest("Open a window", itself=False) == "A"
+    assert memory.nearest("close it") == "B"
+    assert memory.nearest("nothing alike") == Memory([], []).nearest("x") == ""
 
 
-class Guided(RuleModel):
-    """Writes what its guide likes best, one token after the other, from flat logits."""
+class Repeating(RuleModel):
+    """Repeats each hint, and ends after the hint of an end."""
 
     def write(self, prompts: Any, decoding: Any, guides: Any = ()) -> Any:
-        self.guided = list(guides)
-        texts = []
+        self.longest, written = decoding.max_new_tokens, []
         for guide in guides:
             ids: list[int] = []
-            while guide is not None and (not ids or ids[-1] != END) and len(ids) < 50:
-                ids.append(int(guide(ids, np.zeros(END + 1, np.float32)).argmax()))
-            texts.append(self.tokenizer.decode(ids[:-1]))
-        self._says = lambda prompt: texts.pop(0)
-        return super().write(prompts, decoding)
+            while len(ids) < decoding.max_new_tokens and 256 not in ids:
+                hint = int(guide(ids, np.zeros(257, np.float32)).argmax())
+                ids += [hint, 256 if hint == ord("\n") else hint]
+            nats = tuple([-9.0, -0.5] * (len(ids) // 2))
+            written.append(
+                Written(
+                    text="",
+                    n_tokens=len(ids),
+                    log_probability=0.0,
+                    token_ids=tuple(ids),
+                    log_probabilities=nats,
+                )
+            )
+        return written
 
 
 PAIRS = [{"source": "red house", "target": "maison rouge"}, {"source": "blue sky", "target": "ciel bleu"}]
 
 
-def test_a_translation_copies_its_source_or_a_like_target() -> None:
-    model = Guided()
-    asked = [{"source": "blue skies"}]
-    assert [a.text for a in Translation(copy=0.5).answer(model, asked, Translation.decoding)] == [
-        "blue skies"
-    ]
-    remembering = Translation(memory=0.9).learn_from(PAIRS)
-    assert [a.text for a in remembering.answer(model, asked, Translation.decoding)] == ["ciel bleu"]
-    Translation().learn_from(PAIRS).answer(model, asked, Translation.decoding)
-    assert model.guided == [None]
-    remembering.answer(model, [{"source": "unlike"}], Translation.decoding)
-    assert model.guided == [None], "nothing alike: the model alone"
+def answers(task: Translation, *sources: str) -> list[str]:
+    records = [{"source": source} for source in sources]
+    return [a.text for a in task.answer(Repeating(), records, task.decoding)]
 
 
-def test_a_memory_is_kept_with_the_task_and_only_then() -> None:
-    task = Translation(memory=0.5).learn_from(PAIRS)
-    assert task.sources == ("red house", "blue sky") and make("translation", settings_of(task)) == task
-    assert Translation(copy=0.5).learn_from(PAIRS).sources == ()
+def test_a_translation_follows_its_source_or_a_like_target() -> None:
+    assert answers(Translation(hints=Hints.SOURCE), "blue skies", "a") == ["blue skies", "a"]
+    remembering = Translation(hints=Hints.MEMORY).learn_from(PAIRS)
+    assert answers(remembering, "blue skies", "unlike") == ["ciel bleu", ""]
+
+
+def test_hints_are_neither_counted_nor_said_nor_part_of_the_confidence() -> None:
+    task, model = Translation(hints=Hints.SOURCE), Repeating()
+    decoding = replace(task.decoding, max_new_tokens=3)
+    (answer,) = task.answer(model, [{"source": "thou"}], decoding)
+    assert answer.text == "th" and model.longest == 6  # " th"
+    assert answer.confidence == pytest.approx(math.exp(-0.5))
+    (example,) = task.encode({"source": "thou", "target": "you"}, model.tokenizer, 99)
+    told = "".join(chr(i) for i, c in zip(example.ids, example.counted, strict=True) if c and i < 256)
+    assert told == " you" and example.n_counted == 5
+    hints = model.tokenizer.decode(example.ids[example.counted.index(True) - 1 :: 2])
+    assert hints[:2] == " t" and len(hints) == 5
+
+
+def test_a_memory_does_not_tell_its_own_pair_in_training() -> None:
+    task = Translation(hints=Hints.MEMORY).learn_from([*PAIRS, {"source": "red sky", "target": "ciel rouge"}])
+    assert task.sources == ("red house", "blue sky", "red sky")
+    assert make("translation", settings_of(task)) == task
+    tokenizer = Repeating().tokenizer
+    (example,) = task.encode(PAIRS[1], tokenizer, 99)
+    assert tokenizer.decode(example.ids[example.counted.index(True) - 1 :: 2]).startswith(" ciel r")
+    assert answers(task, "blue sky") == ["ciel bleu"], "in use it does"
+    assert Translation(hints=Hints.SOURCE).learn_from(PAIRS).sources == ()
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("changes", "message"),
     [
-        ({"copy": 0.6, "memory": 0.4}, "below 1"),
-        ({"copy": -0.1}, "copy"),
-        ({"memory": float("nan")}, "memory"),
-        ({"sources": ["a"]}, "not as many"),
+        ({"n_beams": 2}, "n_beams = 2"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"stop": ("a",)}, "stop"),
     ],
 )
-def test_shares_that_leave_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_what_would_fall_on_hints_is_refused(changes: dict[str, Any], message: str) -> None:
+    task = Translation(hints=Hints.SOURCE)
     with pytest.raises(ConfigError, match=message):
-        make("translation", settings)
+        task.answer(Repeating(), [{"source": "a"}], replace(task.decoding, **changes))
+
+
+def test_settings_of_hints_are_checked() -> None:
+    with pytest.raises(ConfigError, match="none, source, memory"):
+        make("translation", {"hints": "both"})
+    with pytest.raises(ConfigError, match="not as many"):
+        make("translation", {"sources": ["a"]})

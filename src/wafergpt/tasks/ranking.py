@@ -1,0 +1,92 @@
+"""Which passage answers a question: what each gains by it, in nats, as a language model counts them.
+
+Two parts, added: what the passage's first tokens gain when the question stands before it; and, for each word
+that question and passage share, how surprising the model finds it in the passage alone. The second is the
+likelihood ratio of "this word was taken from the question" to "it was not", an even chance before: a rare
+word is worth much, a common one nothing (cf. Ponte and Croft 1998, A language modeling approach to
+information retrieval).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wafergpt.config import require
+from wafergpt.tasks.chat import USER, Chat, Message
+from wafergpt.tasks.shared_words import stem
+from wafergpt.tasks.task import Ids, Model
+
+N_TOLD = 48  # tokens of a passage that are read after the question
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Nats of each passage, [n]."""
+
+    told: NDArray[np.float64]  # its first tokens, with the question before it
+    shared: NDArray[np.float64]  # words that it shares with the question
+
+    @property
+    def total(self) -> NDArray[np.float64]:
+        """What to rank by."""
+        return self.told + self.shared
+
+
+class Ranker:
+    """A chat's model and the passages that it may be asked for, read once as answers to nothing."""
+
+    def __init__(self, task: Chat, model: Model, passages: Sequence[str]) -> None:
+        """Raises ConfigError when there is no passage, or an empty one."""
+        require(len(passages) > 0, "there is no passage to rank")
+        require(all(text.strip() for text in passages), "a passage to rank must not be empty")
+        self._task, self._model = task, model
+        self._read: dict[str, tuple[Ids, list[float], dict[str, float]]] = {}  # ids, nats alone, its words
+        bare = (model.tokenizer.end_of_text_id, *model.tokenizer.encode(task.assistant))
+        texts = list(dict.fromkeys(passages))
+        told = [tuple(model.tokenizer.encode(f" {text.strip()}")) for text in texts]
+        rows = [((*bare, *ids)[: model.window], len(bare)) for ids in told]
+        for text, ids, nats in zip(texts, told, model.log_probabilities(rows), strict=True):
+            self._read[text] = (ids, nats, self._surprises(ids, nats))
+
+    def gains(self, question: str, passages: Sequence[str]) -> Gains:
+        """Of each of the passages, which were given before. Raises ConfigError for a long question."""
+        tokenizer, window = self._model.tokenizer, self._model.window
+        prompt = tuple(self._task.prompt([Message(role=USER, content=question)], tokenizer))
+        require(
+            len(prompt) < window, f"a question has {len(prompt)} tokens with its prompt; {window} are read"
+        )
+        rows = [((*prompt, *self._read[text][0][:N_TOLD])[:window], len(prompt)) for text in passages]
+        after = self._model.log_probabilities(rows)
+        told = [
+            sum(nats) - sum(self._read[t][1][: len(nats)]) for t, nats in zip(passages, after, strict=True)
+        ]
+        asked = {stem(word) for word in _WORD.findall(question)}
+        shared = [
+            sum(
+                float(np.logaddexp(0.0, surprise - np.log(len(asked))))
+                for word, surprise in self._read[text][2].items()
+                if word in asked
+            )
+            for text in passages
+        ]
+        return Gains(np.array(told), np.array(shared))
+
+    def _surprises(self, ids: Ids, nats: Sequence[float]) -> dict[str, float]:
+        """Stem -> nats of its first word in the passage: those of the tokens that end in it."""
+        pieces = [self._model.tokenizer.token_bytes(i) for i in ids[: len(nats)]]
+        text = b"".join(pieces)
+        ends = np.cumsum([len(piece) for piece in pieces])
+        found: dict[str, float] = {}
+        said = text.decode(errors="replace")
+        places = np.cumsum([0, *(len(char.encode()) for char in said)])
+        for match in _WORD.finditer(said):
+            low, high = places[match.start()], places[match.end()]
+            first, last = np.searchsorted(ends, [low, high - 1], side="right")
+            found.setdefault(stem(match[0]), -float(sum(nats[first : last + 1])))
+        return found
