@@ -26,6 +26,10 @@ from wafergpt.training import metrics
 RIVALS = ("random weights", "TF-IDF + logistic regression", "copy of the source", "nearest training pair",
           "best sentence", "TF-IDF", "the base, before")  # fmt: skip
 OURS = "pre-trained"
+WAYS = {  # of ranking: what else is measured
+    "by_context": "without the words it shares with the question",
+    "with_tfidf": "together with TF-IDF",
+}
 EARLIER = "earlier"  # of a case that an older run measured: when and where
 WANTED_DROP = 0.2  # of perplexity, after tuning to one author
 COLOURS = {OURS: "tab:blue", "pre-trained, LoRA": "tab:orange", "random weights": "tab:gray"}
@@ -131,9 +135,9 @@ def _cell(values: list[float]) -> str:
 
 
 def verdicts(case: dict[str, Any]) -> list[str]:
-    """`beats` or `misses`, for each rival; where TF-IDF ranks too, also what both find together."""
+    """`beats` or `misses`, for each rival; where TF-IDF ranks too, also without shared words, and with it."""
     measure, methods, lower = case["measure"], case["methods"], case["lower"]
-    ours, both = _values(methods, OURS, measure), _values(methods, OURS, f"{measure}_with_tfidf")
+    ours = _values(methods, OURS, measure)
     lines = []
     for rival in RIVALS:
         theirs = _values(methods, rival, measure)
@@ -141,9 +145,9 @@ def verdicts(case: dict[str, Any]) -> list[str]:
             continue
         drop = WANTED_DROP if rival == "the base, before" else None
         lines.append(_verdict(f"{rival}: {measure}", ours, theirs, lower=lower, drop=drop))
-        if both and rival == "TF-IDF":
-            line = _verdict(f"{rival} alone: {measure}", both, theirs, lower=lower)
-            lines.append(f"together with TF-IDF, {line}")
+        for suffix, how in WAYS.items() if rival == "TF-IDF" else ():
+            if of_way := _values(methods, OURS, f"{measure}_{suffix}"):
+                lines.append(f"{how}: {_verdict(f'{rival}: {measure}', of_way, theirs, lower=lower)}")
     return lines
 
 

@@ -21,10 +21,8 @@ from wafergpt.evaluation.tasks import perplexity
 from wafergpt.finetuning.config import ExamplesConfig
 from wafergpt.model.config import LoRAConfig
 from wafergpt.runs.finetune import Plan
-from wafergpt.tasks.chat import messages_of
 
 N_CANDIDATES = 20
-N_RANKED = 48  # tokens of a passage that are read to rank it
 N_SHOWN = 6
 N_EVALUATIONS = 5  # of a run; each costs a third of the training of as many examples
 BASELINES = "baselines"
@@ -228,35 +226,24 @@ def first_share(scores: np.ndarray) -> float:
 def rank(
     pipe: api.Pipeline, train: list[Record], sets: dict[str, tuple[list[str], list[list[str]]]]
 ) -> dict[str, float]:
-    """How often the right passage comes first, by the model and by model and TF-IDF together."""
+    """How often the right passage comes first.
+
+    By all that `tasks.ranking` counts; by what stands after the question alone; with TF-IDF's scores added.
+    """
+    ranker = pipe.ranker([text for _, candidates in sets.values() for texts in candidates for text in texts])
     found = {}
     for name, (asked, candidates) in sets.items():
-        ours = gains(pipe, asked, candidates)
+        gains = [ranker.gains(question, texts) for question, texts in zip(asked, candidates, strict=True)]
+        ours = np.array([of.total for of in gains])
         both = standard(ours) + standard(baselines.cosines(train, asked, candidates))
-        found |= {name: first_share(ours), f"{name}_with_tfidf": first_share(both)}
+        found |= {
+            name: first_share(ours),
+            f"{name}_by_context": first_share(np.array([of.told for of in gains])),
+            f"{name}_with_tfidf": first_share(both),
+        }
     return found
 
 
 def standard(scores: np.ndarray) -> np.ndarray:
     """Each row with mean 0 and deviation 1."""
     return (scores - scores.mean(1, keepdims=True)) / (scores.std(1, keepdims=True) + 1e-9)
-
-
-def gains(pipe: api.Pipeline, asked: list[str], candidates: list[list[str]]) -> np.ndarray:
-    """[n, candidates]: nats that a passage gains when the question stands before it."""
-    tokenizer, window = pipe.model.tokenizer, pipe.model.window
-    bare = (tokenizer.end_of_text_id, *tokenizer.encode("Assistant:"))
-    told = {
-        text: tuple(tokenizer.encode(f" {text.strip()}")[:N_RANKED]) for row in candidates for text in row
-    }
-    rows = [((*bare, *ids)[:window], len(bare)) for ids in told.values()]
-    alone = dict(zip(told, pipe.model.log_probabilities(rows), strict=True))
-    found = []
-    for question, texts in zip(asked, candidates, strict=True):
-        prompt = pipe.task.prompt(  # type: ignore[attr-defined]
-            messages_of({"messages": [{"role": "user", "content": question}]}), tokenizer
-        )
-        rows = [((*prompt, *told[text])[:window], len(prompt)) for text in texts]
-        nats = pipe.model.log_probabilities(rows)
-        found.append([sum(a) - sum(alone[t][: len(a)]) for a, t in zip(nats, texts, strict=True)])
-    return np.array(found)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wafergpt.config import require
+from wafergpt.errors import shown
 from wafergpt.tasks.chat import USER, Chat, Message
 from wafergpt.tasks.shared_words import stem
 from wafergpt.tasks.task import Ids, Model
@@ -55,7 +56,12 @@ class Ranker:
             self._read[text] = (ids, nats, self._surprises(ids, nats))
 
     def gains(self, question: str, passages: Sequence[str]) -> Gains:
-        """Of each of the passages, which were given before. Raises ConfigError for a long question."""
+        """Of each of the passages, which were given before.
+
+        Raises ConfigError for another passage, or a question longer than the window.
+        """
+        unknown = next((text for text in passages if text not in self._read), None)
+        require(unknown is None, f"not among the passages that were read: {shown(unknown)}")
         tokenizer, window = self._model.tokenizer, self._model.window
         prompt = tuple(self._task.prompt([Message(role=USER, content=question)], tokenizer))
         require(
