@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_VALUES = 1 << 22  # logits of a chunk: 16 MiB
-_MIN_ROWS = 64  # a vocabulary of 50,257 gets 83
+MIN_ROWS = 64  # a vocabulary of 50,257 gets 83
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -30,7 +30,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         dhidden = torch.empty_like(hidden) if wants_hidden else None
         dweight = torch.zeros_like(weight) if wants_weight else None
         total = hidden.new_zeros((), dtype=torch.float64)
-        n_rows = max(_MIN_ROWS, CHUNK_VALUES // weight.shape[0])
+        n_rows = max(MIN_ROWS, CHUNK_VALUES // weight.shape[0])
         for start in range(0, len(hidden), n_rows):
             rows = slice(start, start + n_rows)
             block, at_label, counted = scale * hidden[rows], safe[rows, None], wanted[rows]
