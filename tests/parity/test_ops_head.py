@@ -1,8 +1,8 @@
 """Head and loss in float32 against the same formula in float64, within what float32 can lose.
 
 u = 2^-24. A sum of n products is off by at most g(n) = n u / (1 - n u) times the sum of their magnitudes
-(Higham 2002, section 3.1), in any order, so chunks change nothing. torch's exp and log are taken to be good to
-4 u, which is generous.
+(Higham 2002, section 3.1), in any order, so chunks change nothing. exp and log of torch are taken to be
+good to 4 u, which is generous.
 """
 
 from __future__ import annotations

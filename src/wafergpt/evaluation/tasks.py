@@ -12,10 +12,12 @@ from wafergpt.errors import DataError
 from wafergpt.tasks.calibration import Bin, expected_calibration_error, reliability
 from wafergpt.tasks.classification import Classification
 from wafergpt.tasks.examples import usable
+from wafergpt.tasks.pointing import Told
 from wafergpt.tasks.task import (
     TOO_LONG,
     Answer,
     Decoding,
+    Guide,
     Ids,
     Model,
     Objective,
@@ -113,6 +115,7 @@ def perplexity(task: Task, model: Model, records: Sequence[Record]) -> float:
     """exp of the mean nats of the tokens that count in training: the answers', or all of an author's."""
     rows: list[tuple[Ids, int]] = []
     counted: list[tuple[bool, ...]] = []
+    guides: list[Guide | None] = []
     for record in records:
         try:
             encoded = task.encode(record, model.tokenizer, model.window)
@@ -122,9 +125,10 @@ def perplexity(task: Task, model: Model, records: Sequence[Record]) -> float:
             first = example.counted.index(True)
             rows.append((example.ids, first))
             counted.append(example.counted[first:])
+            guides.append(Told(example.hints[first:]) if example.hints else None)
     nats, n = 0.0, 0
     for at in range(0, len(rows), CHUNK):
-        found = model.log_probabilities(rows[at : at + CHUNK])
+        found = model.log_probabilities(rows[at : at + CHUNK], guides[at : at + CHUNK])
         for row, counts in zip(found, counted[at : at + CHUNK], strict=True):
             nats -= sum(p for p, is_counted in zip(row, counts, strict=True) if is_counted)
             n += sum(counts)

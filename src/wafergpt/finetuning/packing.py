@@ -113,7 +113,8 @@ class PackedExamples:
     def arrays(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
         """(ids [N], lengths [n], targets) of these rows' examples, end to end.
 
-        Targets are the next tokens [N] with -100 where none counts, labels [n], or spans [N, 3]: 1 at an
+        Targets are the next tokens [N] with -100 where none counts, or these and their hints [N, 2]; labels
+        [n]; or spans [N, 3]: 1 at an
         answer's first and at its last token, and what is added to logits, -infinity outside of the passage.
         """
         chosen = [self.examples[i] for row in rows for i in self.rows[row]]
@@ -130,6 +131,7 @@ class PackedExamples:
             for values in (example.ids, told):
                 digest.update(np.array([len(values), *values], np.int64).tobytes())
             digest.update(np.array(example.added, np.float32).tobytes())
+            digest.update(np.array(example.hints, np.int64).tobytes())
         return digest.hexdigest()
 
 
@@ -138,7 +140,7 @@ def _targets(examples: Sequence[Encoded], objective: Objective) -> npt.NDArray[A
         return np.array([example.label for example in examples], np.int64)
     if objective is Objective.SPAN:
         return np.concatenate([_span_target(example) for example in examples])
-    return np.array(
+    wanted = np.array(
         [
             i if counts else IGNORED
             for example in examples
@@ -146,6 +148,9 @@ def _targets(examples: Sequence[Encoded], objective: Objective) -> npt.NDArray[A
         ],
         np.int64,
     )
+    if not any(example.hints for example in examples):
+        return wanted
+    return np.stack([wanted, np.concatenate([example.hints[1:] for example in examples])], 1)
 
 
 def _span_target(example: Encoded) -> npt.NDArray[np.float32]:

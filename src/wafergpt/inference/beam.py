@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wafergpt.inference.jobs import PromptScores, Rows, ending, ending_ids, log_normaliser, start_track
 from wafergpt.inference.request import FinishReason, Generate, Generated, NewToken, Result, Sample, Terms
-from wafergpt.inference.sampling import Sampler, most_likely
+from wafergpt.inference.sampling import Sampler, guided, most_likely
 from wafergpt.inference.scheduler import Planned, Scheduler, Track
 
 
@@ -50,11 +50,7 @@ class BeamJob:
         rows_from = self._prompt_scores.rows_from
         track = start_track(self._scheduler, self.request_id, self.terms, request.prompt_ids, rows_from)
         sampler = Sampler(
-            request.sampling,
-            request.prompt_ids,
-            ending_ids=ending_ids(request),
-            mask=request.mask,
-            guide=request.guide,
+            request.sampling, request.prompt_ids, ending_ids=ending_ids(request), mask=request.mask
         )
         self._beams, self._tracks = [_Beam(track, sampler, 0.0)], [track]
 
@@ -74,6 +70,7 @@ class BeamJob:
 
     def _choices(self, beam: _Beam, logits: NDArray[np.float32]) -> list[tuple[float, int]]:
         """Twice as many as there are beams, so that enough are left when some end the text."""
+        logits = guided(self._request.guide, beam.sampler.new_ids, logits)
         adjusted = beam.sampler.adjusted(logits[: self._request.n_choices])
         base = beam.total - log_normaliser(adjusted)
         likely = most_likely(adjusted, 2 * self._request.n_beams)

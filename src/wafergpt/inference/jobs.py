@@ -25,7 +25,7 @@ from wafergpt.inference.request import (
     Terms,
     TokenScore,
 )
-from wafergpt.inference.sampling import Sampler, fresh_seed, most_likely
+from wafergpt.inference.sampling import Sampler, fresh_seed, guided, most_likely
 from wafergpt.inference.scheduler import Planned, Scheduler, Track
 
 Rows = NDArray[np.float32]  # [N, V] logits, or [N, D] hidden states
@@ -136,14 +136,7 @@ class SampleJob:
         config = request.sampling
         config = replace(config, seed=fresh_seed()) if config.seed is None else config
         self._samplers = [
-            Sampler(
-                config,
-                request.prompt_ids,
-                sample=i,
-                ending_ids=ending_ids(request),
-                mask=request.mask,
-                guide=request.guide,
-            )
+            Sampler(config, request.prompt_ids, sample=i, ending_ids=ending_ids(request), mask=request.mask)
             for i in range(request.n_samples)
         ]
         self._watches = [request.watch() if request.watch else None for _ in self._samplers]
@@ -187,6 +180,7 @@ class SampleJob:
 
     def _advance(self, number: int, logits: NDArray[np.float32]) -> NewToken:
         request, sampler = self._request, self._samplers[number]
+        logits = guided(request.guide, sampler.new_ids, logits)
         token_id = sampler.choose(logits[: request.n_choices])
         score = token_score(logits, token_id, request.n_top or 0) if self._wants_scores else None
         if score is not None:
@@ -260,11 +254,10 @@ class ScoreJob:
 
     def take(self, item: Planned, rows: Rows) -> list[NewToken]:
         first = item.start + item.n_tokens - len(rows)
-        ids = self._request.token_ids
-        self._scores += [
-            token_score(row, ids[position + 1], self._request.n_top)
-            for position, row in enumerate(rows, first)
-        ]
+        request, ids = self._request, self._request.token_ids
+        for position, row in enumerate(rows, first):
+            by = guided(request.guide, ids[request.n_context : position + 1], row)
+            self._scores.append(token_score(by, ids[position + 1], request.n_top))
         if item.track.n_pending == 0:
             self.give_up(keep=True)
             self.result = Scored(scores=tuple(self._scores))

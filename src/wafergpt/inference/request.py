@@ -78,7 +78,7 @@ class Generate:
     n_top: int | None = None  # log-probabilities of new tokens and the n likeliest; None: not computed
     n_prompt_top: int | None = None  # the same of the prompt's tokens after the first
     mask: Mask | None = None
-    guide: Guide | None = None
+    guide: Guide | None = None  # before bias, penalties and mask; log-probabilities are by it
     watch: Watch | None = None  # for stop texts: it reads what the tokens say
     terms: Terms = field(default_factory=Terms)
 
@@ -122,6 +122,7 @@ class Score:
     token_ids: tuple[int, ...]  # 2 to max_seq_len + 1
     n_context: int = 1  # tokens that are given, not scored; at least one
     n_top: int = 0  # the likeliest tokens listed at each scored position
+    guide: Guide | None = None  # its new tokens are those after the first n_context
     terms: Terms = field(default_factory=Terms)
 
     def __post_init__(self) -> None:

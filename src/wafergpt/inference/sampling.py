@@ -1,8 +1,7 @@
 """From logits to a token: settings, and one random draw that depends on nothing else (no torch).
 
-The order in which a row of logits is worked on: logit bias; repetition, frequency and presence penalty; a
-guide; what a mask or `min_new_tokens` forbids; temperature; top-k, top-p of what is left, min-p of what is
-left.
+The order in which a row of logits is worked on: logit bias; repetition, frequency and presence penalty; what
+a mask or `min_new_tokens` forbids; temperature; top-k, top-p of what is left, min-p of what is left.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from wafergpt.errors import ConfigError, NonFiniteError
 # Which tokens may come next, [V] booleans, given the new tokens so far: for grammars and the like.
 Mask = Callable[[Sequence[int]], NDArray[np.bool_]]
 
-# Other logits [V] instead of these, given the new tokens so far: for a second source of what comes next.
+# Logits [V] instead of the model's own, given the new tokens so far: what else is known of the next token.
 Guide = Callable[[Sequence[int], NDArray[np.float32]], NDArray[np.float32]]
 
 MAX_NEW_TOKENS = 2**20
@@ -107,6 +106,16 @@ def uniform(seed: int, sample: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
+def guided(guide: Guide | None, new_ids: Sequence[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The logits [V] by the guide, if there is one. Raises ConfigError when it gives something else."""
+    if guide is None:
+        return logits
+    changed = guide(new_ids, logits)
+    if changed.shape != logits.shape or changed.dtype != np.float32:
+        raise ConfigError(f"a guide must give {len(logits)} float32 logits, one for each token")
+    return changed
+
+
 class Sampler:
     """Chooses one token after the other for one sequence, and knows what it has chosen."""
 
@@ -118,10 +127,9 @@ class Sampler:
         sample: int = 0,
         ending_ids: Iterable[int] = (),
         mask: Mask | None = None,
-        guide: Guide | None = None,
     ) -> None:
         """`ending_ids` are held back by `min_new_tokens`, as the config's `stop_token_ids` are."""
-        self.config, self.sample, self.mask, self.guide = config, sample, mask, guide
+        self.config, self.sample, self.mask = config, sample, mask
         self.new_ids: list[int] = []
         self._prompt_ids = prompt_ids
         self._ending_ids = sorted({*ending_ids, *config.stop_token_ids})
@@ -130,7 +138,7 @@ class Sampler:
 
     def copy(self) -> Sampler:
         """One that has chosen the same so far."""
-        twin = Sampler(self.config, self._prompt_ids, sample=self.sample, mask=self.mask, guide=self.guide)
+        twin = Sampler(self.config, self._prompt_ids, sample=self.sample, mask=self.mask)
         twin._ending_ids, twin._seed = self._ending_ids, self._seed
         twin.new_ids, twin._n_written = self.new_ids.copy(), self._n_written.copy()
         return twin
@@ -147,7 +155,7 @@ class Sampler:
         self._n_written[token_id] += 1
 
     def adjusted(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The logits [V] with bias, penalties, guide, and -infinity for what is forbidden; a copy if changed.
+        """The logits [V] with bias, penalties and what is forbidden (-infinity); the argument is not changed.
 
         Raises NonFiniteError for logits that are not finite, ConfigError when nothing is allowed.
         """
@@ -155,10 +163,6 @@ class Sampler:
         if not np.isfinite(highest):  # NaN wins every max; -inf alone means that nothing is allowed
             raise NonFiniteError("the model's logits are not finite: its training diverged")
         changed = self._penalised(logits)
-        if self.guide is not None:
-            changed = self.guide(self.new_ids, changed)
-            if changed.shape != logits.shape or changed.dtype != np.float32:
-                raise ConfigError(f"a guide must give {len(logits)} float32 logits, one for each token")
         early = len(self.new_ids) < self.config.min_new_tokens
         if self.mask is None and not (early and self._ending_ids):
             return changed

@@ -73,8 +73,6 @@ class TaskModel:
                     n_tokens=n_tokens,
                     log_probability=sample.total_log_probability / max(1, n_tokens),
                     window_full=sample.window_full,
-                    token_ids=sample.token_ids,
-                    log_probabilities=tuple(score.log_probability for score in sample.scores),
                 )
             )
         return found
@@ -100,9 +98,14 @@ class TaskModel:
             window_full=sample.window_full,
         )
 
-    def log_probabilities(self, rows: Sequence[tuple[Ids, int]]) -> list[list[float]]:
+    def log_probabilities(
+        self, rows: Sequence[tuple[Ids, int]], guides: Sequence[Guide | None] = ()
+    ) -> list[list[float]]:
         """For each (ids, n given): nats of the tokens that are not given, each by all before it."""
-        results = self.engine.run([Score(token_ids=ids, n_context=n_given) for ids, n_given in rows])
+        led = zip(rows, guides or [None] * len(rows), strict=True)
+        results = self.engine.run(
+            [Score(token_ids=ids, n_context=n_given, guide=guide) for (ids, n_given), guide in led]
+        )
         return [[token.log_probability for token in _checked(r, Scored).scores] for r in results]
 
     def hidden(self, rows: Sequence[Ids], *, last_only: bool) -> list[NDArray[np.float32]]:

@@ -2,9 +2,9 @@
 
 A hidden Markov model of places, as in HMM alignment (Vogel et al. 1996, HMM-based word alignment in
 statistical translation) but within one language: a place j of the followed text says "its token j comes
-next", and what is written moves the places. The likeliest token is the hint. In an answer with hints each
-token stands after its hint, so that to copy is to repeat the token before, which a small model learns
-soon; what pointer networks (See et al. 2017, Get to the point) learn about places is given here.
+next", and what is written moves the places. The likeliest token is the hint, and its logit is raised by
+`HINT_NATS`, in training as in use: the model learns when to take a hint, not where it stands. Pointer
+networks (See et al. 2017, Get to the point) learn both, and need more text for it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from wafergpt.tasks.task import NO_HINT
+
+HINT_NATS = 7.0  # with e^7, about 1,100: a token that had one chance in 1,100 has one in two
 
 # How a writer moves. Only the order of magnitude of each matters: a text that is copied is found again.
 COPIES = 0.6  # the token of the place is written as it stands
@@ -30,7 +34,11 @@ class Places:
         self.ids = np.array([*ids, end_id], np.int64)
         n = len(self.ids)
         self._after_copy, self._after_other = _moves(n, *AFTER_COPY), _moves(n, *AFTER_OTHER)
-        self.at = np.eye(1, n, dtype=np.float64)[0]
+        self.restart()
+
+    def restart(self) -> None:
+        """Back to before the first token."""
+        self.at = np.eye(1, len(self.ids), dtype=np.float64)[0]
 
     def read(self, token_id: int) -> None:
         """Go on by one token that was written."""
@@ -47,32 +55,52 @@ class Places:
         return int(self.ids[np.flatnonzero(p[which] == p.max())[0]])
 
 
-def with_hints(told: Sequence[int], places: Places) -> list[int]:
-    """Each token after its hint."""
+def hints_for(told: Sequence[int], places: Places) -> list[int]:
+    """The hint before each of the tokens, as they are written one after the other."""
     found = []
     for token_id in told:
-        found += [places.hint, token_id]
+        found.append(places.hint)
         places.read(token_id)
     return found
 
 
-class HintFirst:
-    """A guide: every second token, from the first on, is the hint; the others are the model's."""
+class Hinted:
+    """A guide: the hint's logit is raised. Asked for another beginning than the last one, it reads anew."""
 
-    def __init__(self, places: Places) -> None:
-        self._places = places
-        self._n_read = 0
+    def __init__(self, places: Places, nats: float = HINT_NATS) -> None:
+        """`places` before the first token; `nats` are added to a hint's logit."""
+        self._places, self._nats = places, nats
+        self._read: list[int] = []
 
     def __call__(self, new_ids: Sequence[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """logits [V], or the hint alone."""
-        if len(new_ids) % 2:
-            return logits
-        for token_id in new_ids[1::2][self._n_read :]:
+        """logits [V] with the hint after `new_ids`; not changed in place."""
+        written = list(new_ids)
+        if written[: len(self._read)] != self._read:
+            self._places.restart()
+            self._read = []
+        for token_id in written[len(self._read) :]:
             self._places.read(token_id)
-        self._n_read = len(new_ids) // 2
-        forced = np.full_like(logits, -np.inf)
-        forced[self._places.hint] = 0.0
-        return forced
+        self._read = written
+        return raised(logits, self._places.hint, self._nats)
+
+
+class Told:
+    """A guide of hints that are known before: hints[i] for the token after i new ones."""
+
+    def __init__(self, hints: Sequence[int]) -> None:
+        self._hints = hints
+
+    def __call__(self, new_ids: Sequence[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """logits [V] with the hint; not changed in place."""
+        hint = self._hints[len(new_ids)]
+        return logits if hint == NO_HINT else raised(logits, hint)
+
+
+def raised(logits: NDArray[np.float32], hint: int, nats: float = HINT_NATS) -> NDArray[np.float32]:
+    """A copy of logits [V] with the hint's raised."""
+    changed = logits.copy()
+    changed[hint] += np.float32(nats)
+    return changed
 
 
 def _moves(n: int, stay: float, on: float) -> NDArray[np.float64]:

@@ -40,6 +40,7 @@ class Unfit(Exception):  # noqa: N818 (not an error: the example is left out and
         self.reason = reason
 
 
+NO_HINT = -1  # among `Encoded.hints`
 EMPTY = "empty"
 TOO_LONG = "longer than the window"
 
@@ -50,6 +51,7 @@ class Encoded:
 
     ids: Ids
     counted: tuple[bool, ...] = ()  # TOKENS: whether ids[i], given all before it, counts; never the first
+    hints: Ids = ()  # TOKENS: what `pointing` says of ids[i], given all before it; (): nothing
     label: int = -1  # LABEL: which
     span: tuple[int, int, int] = (-1, -1, -1)  # SPAN: first and last of the answer, first of the passage
     added: tuple[float, ...] = ()  # SPAN: to both logits of each token of the passage; (): nothing
@@ -86,8 +88,6 @@ class Written:
     n_tokens: int
     log_probability: float  # mean over its tokens, nats
     window_full: bool = False
-    token_ids: Ids = ()
-    log_probabilities: tuple[float, ...] = ()  # of each token, nats; not of beams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,9 @@ class Model(Protocol):
         """A continuation of each prompt, with its guide if there are any."""
         ...
 
-    def log_probabilities(self, rows: Sequence[tuple[Ids, int]]) -> list[list[float]]:
+    def log_probabilities(
+        self, rows: Sequence[tuple[Ids, int]], guides: Sequence[Guide | None] = ()
+    ) -> list[list[float]]:
         """For each (ids, n given): nats of the tokens that are not given, each by all before it."""
         ...
 

@@ -11,20 +11,18 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
-import numpy as np
-
-from wafergpt.config import require
+from wafergpt.config import require, require_finite
 from wafergpt.tasks import metrics
 from wafergpt.tasks.memory import Memory
-from wafergpt.tasks.pointing import HintFirst, Places, with_hints
+from wafergpt.tasks.pointing import HINT_NATS, Hinted, Places, hints_for
 from wafergpt.tasks.task import (
+    NO_HINT,
     Answer,
     Decoding,
     Encoded,
     Model,
     Objective,
     Record,
-    Written,
     asked_and_told,
     check_room,
     check_template,
@@ -54,6 +52,7 @@ class Translation:
 
     template: str = "{source}\nTranslation:"
     hints: Hints = Hints.NONE
+    follow: float = 0.0  # nats that a hint has in use beyond those in training: the more, the closer
     sources: tuple[str, ...] = ()  # of the memory; learned
     targets: tuple[str, ...] = ()
 
@@ -65,6 +64,11 @@ class Translation:
 
     def __post_init__(self) -> None:
         check_template(self.template, ["source"])
+        require_finite("follow", self.follow, minimum=-100.0, maximum=100.0)
+        require(
+            self.follow == 0 or self.hints is not Hints.NONE,
+            f"follow = {self.follow:g} is about hints; it needs hints=source or hints=memory",
+        )
         require(len(self.sources) == len(self.targets), "the memory's sources and targets are not as many")
 
     def learn_from(self, records: Sequence[Record]) -> Translation:
@@ -88,14 +92,15 @@ class Translation:
         return record
 
     def encode(self, record: Record, tokenizer: Tokenizer, window: int) -> list[Encoded]:
-        """Source, then the translation and an end of text, which count; hints do not."""
+        """Source, then the translation and an end of text, which count."""
         told = [*tokenizer.encode(" " + text_of(record, "target").strip()), tokenizer.end_of_text_id]
         prompt = self._prompt(record, tokenizer)
+        example = asked_and_told(prompt, told, window)
         if self.hints is Hints.NONE:
-            return [asked_and_told(prompt, told, window)]
-        both = asked_and_told(prompt, with_hints(told, self._places(record, tokenizer, itself=False)), window)
-        hinted = (i < len(prompt) or (i - len(prompt)) % 2 == 0 for i in range(len(both.ids)))
-        return [replace(both, counted=tuple(not is_hint for is_hint in hinted))]
+            return [example]
+        places = self._places(record, tokenizer, itself=False)
+        hints = [NO_HINT] * len(told) if places is None else hints_for(told, places)
+        return [replace(example, hints=(NO_HINT,) * len(prompt) + tuple(hints))]
 
     def _prompt(self, record: Record, tokenizer: Tokenizer) -> list[int]:
         return start(tokenizer, fill(self.template, {"source": text_of(record, "source").strip()}))
@@ -105,42 +110,27 @@ class Translation:
         prompts = [self._prompt(record, model.tokenizer) for record in records]
         for prompt in prompts:
             check_room(prompt, model.window, "a source text")
-        if self.hints is Hints.NONE:
-            return write_answers(model, [tuple(prompt) for prompt in prompts], decoding)
-        require(decoding.n_beams == 1, f"n_beams = {decoding.n_beams}: hints are not for beams")
-        require(
-            decoding.frequency_penalty == 0,
-            f"frequency_penalty = {decoding.frequency_penalty:g} would fall on hints; this model takes none",
-        )
-        require(not decoding.stop, "stop texts would be looked for among hints; this model takes none")
-        guides = [HintFirst(self._places(record, model.tokenizer)) for record in records]
-        twice = replace(decoding, max_new_tokens=2 * decoding.max_new_tokens)
-        written = model.write([tuple(prompt) for prompt in prompts], twice, guides)
-        return [_without_hints(each, model.tokenizer) for each in written]
+        guides = [self._guide(record, model.tokenizer) for record in records]
+        return write_answers(model, [tuple(prompt) for prompt in prompts], decoding, guides)
+
+    def _guide(self, record: Record, tokenizer: Tokenizer) -> Hinted | None:
+        places = None if self.hints is Hints.NONE else self._places(record, tokenizer)
+        return None if places is None else Hinted(places, HINT_NATS + self.follow)
 
     @cached_property
     def _memory(self) -> Memory:
         return Memory(self.sources, self.targets)
 
-    def _places(self, record: Record, tokenizer: Tokenizer, *, itself: bool = True) -> Places:
-        """In the text that is followed; `itself`: a memory may know this source."""
+    def _places(self, record: Record, tokenizer: Tokenizer, *, itself: bool = True) -> Places | None:
+        """In the text that is followed, if there is one; `itself`: a memory may know this source."""
         followed = text_of(record, "source").strip()
         if self.hints is Hints.MEMORY:
             followed = self._memory.nearest(followed, itself=itself).strip()
-        return Places(tokenizer.encode(f" {followed}"), tokenizer.encode("\n")[0])
+            if not followed:
+                return None
+        return Places(tokenizer.encode(f" {followed}"), tokenizer.end_of_text_id)
 
     def score(self, answers: Sequence[Answer], records: Sequence[Record]) -> dict[str, float]:
         """BLEU and chrF. Raises MissingDependencyError without sacrebleu."""
         found, wanted = [answer.text for answer in answers], [self.target(record) for record in records]
         return metrics.bleu_and_chrf(found, wanted, chinese=metrics.has_chinese(wanted))
-
-
-def _without_hints(written: Written, tokenizer: Tokenizer) -> Answer:
-    """Every second token."""
-    ids = [i for i in written.token_ids[1::2] if i != tokenizer.end_of_text_id]
-    nats = written.log_probabilities[1::2]
-    return Answer(
-        text=tokenizer.decode(ids).strip(),
-        confidence=float(np.exp(np.mean(nats))) if nats else 0.0,
-        details={"window_full": True} if written.window_full else {},
-    )

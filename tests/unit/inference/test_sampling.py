@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from wafergpt.errors import ConfigError, NonFiniteError
-from wafergpt.inference.sampling import Sampler, SamplingConfig, distribution, inverse, most_likely, uniform
+from wafergpt.inference.sampling import (
+    Sampler,
+    SamplingConfig,
+    distribution,
+    guided,
+    inverse,
+    most_likely,
+    uniform,
+)
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
 
@@ -161,20 +168,12 @@ def test_a_mask_decides_and_is_checked() -> None:
             Sampler(SamplingConfig(), mask=mask).choose(LOGITS)
 
 
-def test_a_guide_changes_logits_and_is_checked() -> None:
-    """It sees what was written and the penalised logits; a copy of the sampler keeps it."""
-    asked: list[tuple[list[int], float]] = []
-
-    def third(new_ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
-        asked.append((list(new_ids), float(logits[2])))
-        return np.where(np.arange(4) == 3, np.float32(50), logits)
-
-    sampler = Sampler(SamplingConfig(temperature=0, logit_bias={2: 5.0}), guide=third)
-    assert sampler.choose(LOGITS) == 3 and sampler.copy().choose(LOGITS) == 3
-    assert asked == [([], LOGITS[2] + 5), ([3], LOGITS[2] + 5)]
+def test_a_guide_is_checked() -> None:
+    assert guided(None, [1], LOGITS) is LOGITS
+    assert guided(lambda ids, logits: logits * len(ids), [1, 2], LOGITS).tolist() == (LOGITS * 2).tolist()
     for bad in (lambda ids, logits: logits[:3], lambda ids, logits: logits.astype(np.float64)):
         with pytest.raises(ConfigError, match="4 float32 logits"):
-            Sampler(SamplingConfig(), guide=bad).choose(LOGITS)
+            guided(bad, [], LOGITS)
 
 
 def test_a_copy_goes_its_own_way() -> None:

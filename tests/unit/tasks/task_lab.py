@@ -41,7 +41,9 @@ class RuleModel:
         texts = [self._says(self.tokenizer.decode(ids[1:])) for ids in prompts]
         return [Written(text=text, n_tokens=len(text), log_probability=-0.5) for text in texts]
 
-    def log_probabilities(self, rows: Sequence[tuple[Ids, int]]) -> list[list[float]]:
+    def log_probabilities(
+        self, rows: Sequence[tuple[Ids, int]], guides: Sequence[Guide | None] = ()
+    ) -> list[list[float]]:
         """`likely` of the text that is not given, on its first token."""
         found = []
         for ids, n_given in rows:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +11,9 @@ from task_lab import RuleModel
 from wafergpt.errors import ConfigError
 from wafergpt.tasks import pointing
 from wafergpt.tasks.memory import Memory
-from wafergpt.tasks.pointing import HintFirst, Places, with_hints
+from wafergpt.tasks.pointing import HINT_NATS, Hinted, Places, Told, hints_for
 from wafergpt.tasks.registry import make, settings_of
-from wafergpt.tasks.task import Written
+from wafergpt.tasks.task import NO_HINT
 from wafergpt.tasks.translation import Hints, Translation
 
 END = 256
@@ -64,19 +62,24 @@ def test_moves_are_probabilities_that_end_at_the_end() -> None:
         assert moves[0, 0] == stay and moves[0, 1] == on
 
 
-def test_each_token_stands_after_its_hint() -> None:
-    assert with_hints(list(b"xbc"), Places(list(b"abc"), END)) == list(b"axbbcc")
+def test_hints_stand_before_their_tokens() -> None:
+    assert hints_for(list(b"xbc"), Places(list(b"abc"), END)) == list(b"abc")
+    assert hints_for([*b"abc", END], Places(list(b"abc"), END)) == [*b"abc", END]
 
 
-def test_a_guide_forces_hints_and_leaves_the_rest_to_the_model() -> None:
-    """What is written with it is what training shows: `with_hints` of the model's own tokens."""
-    guide, said, new_ids = HintFirst(Places(TEXT, END)), list(b"and she"), []
-    for token_id in said:
-        logits = np.eye(1, END + 1, token_id, dtype=np.float32)[0]
-        new_ids.append(int(guide(new_ids, logits).argmax()))
-        assert guide(new_ids, logits) is logits
-        new_ids.append(token_id)
-    assert new_ids == with_hints(said, Places(TEXT, END))
+def test_a_guide_raises_the_hint_of_training() -> None:
+    """Asked in order, out of order and for another beginning, as beams do; given logits stay as they are."""
+    said = list(b"and she said")
+    guide, logits = Hinted(Places(TEXT, END), 2.0), np.zeros(END + 1, np.float32)
+    hints = hints_for(said, Places(TEXT, END))
+    for n in (0, 1, 2, 5, 3, 4, 9, 0, 11):
+        changed = guide(said[:n], logits)
+        assert changed.dtype == np.float32 and changed.sum() == 2.0 and int(changed.argmax()) == hints[n]
+        guide(list(b"but"), logits)
+    assert not logits.any()
+    told = Told([*hints, NO_HINT])
+    assert int(told(said[:5], logits).argmax()) == hints[5] and told(said, logits) is logits
+    assert told([], logits).max() == np.float32(HINT_NATS)
 
 
 def test_a_memory_finds_the_source_that_is_most_alike() -> None:
@@ -87,27 +90,18 @@ def test_a_memory_finds_the_source_that_is_most_alike() -> None:
     assert memory.nearest("nothing alike") == Memory([], []).nearest("x") == ""
 
 
-class Repeating(RuleModel):
-    """Repeats each hint, and ends after the hint of an end."""
+class Following(RuleModel):
+    """Takes every hint: its own logits are flat."""
 
     def write(self, prompts: Any, decoding: Any, guides: Any = ()) -> Any:
-        self.longest, written = decoding.max_new_tokens, []
+        self.guides, texts = list(guides), []
         for guide in guides:
             ids: list[int] = []
-            while len(ids) < decoding.max_new_tokens and 256 not in ids:
-                hint = int(guide(ids, np.zeros(257, np.float32)).argmax())
-                ids += [hint, 256 if hint == ord("\n") else hint]
-            nats = tuple([-9.0, -0.5] * (len(ids) // 2))
-            written.append(
-                Written(
-                    text="",
-                    n_tokens=len(ids),
-                    log_probability=0.0,
-                    token_ids=tuple(ids),
-                    log_probabilities=nats,
-                )
-            )
-        return written
+            while guide is not None and END not in ids:
+                ids.append(int(guide(ids, np.zeros(END + 1, np.float32)).argmax()))
+            texts.append(self.tokenizer.decode(ids[:-1]))
+        self._says = lambda prompt: texts.pop(0)
+        return super().write(prompts, decoding)
 
 
 PAIRS = [{"source": "red house", "target": "maison rouge"}, {"source": "blue sky", "target": "ciel bleu"}]
@@ -115,55 +109,52 @@ PAIRS = [{"source": "red house", "target": "maison rouge"}, {"source": "blue sky
 
 def answers(task: Translation, *sources: str) -> list[str]:
     records = [{"source": source} for source in sources]
-    return [a.text for a in task.answer(Repeating(), records, task.decoding)]
+    return [a.text for a in task.answer(Following(), records, task.decoding)]
 
 
 def test_a_translation_follows_its_source_or_a_like_target() -> None:
     assert answers(Translation(hints=Hints.SOURCE), "blue skies", "a") == ["blue skies", "a"]
     remembering = Translation(hints=Hints.MEMORY).learn_from(PAIRS)
-    assert answers(remembering, "blue skies", "unlike") == ["ciel bleu", ""]
+    assert answers(remembering, "blue skies", "unlike") == ["ciel bleu", ""]  # nothing alike: no guide
+    assert answers(Translation(), "blue skies") == [""]
 
 
-def test_hints_are_neither_counted_nor_said_nor_part_of_the_confidence() -> None:
-    task, model = Translation(hints=Hints.SOURCE), Repeating()
-    decoding = replace(task.decoding, max_new_tokens=3)
-    (answer,) = task.answer(model, [{"source": "thou"}], decoding)
-    assert answer.text == "th" and model.longest == 6  # " th"
-    assert answer.confidence == pytest.approx(math.exp(-0.5))
+def test_what_is_learned_with_is_what_is_written_with() -> None:
+    task, model = Translation(hints=Hints.SOURCE, follow=1.5), Following()
     (example,) = task.encode({"source": "thou", "target": "you"}, model.tokenizer, 99)
-    told = "".join(chr(i) for i, c in zip(example.ids, example.counted, strict=True) if c and i < 256)
-    assert told == " you" and example.n_counted == 5
-    hints = model.tokenizer.decode(example.ids[example.counted.index(True) - 1 :: 2])
-    assert hints[:2] == " t" and len(hints) == 5
+    first = example.counted.index(True)
+    assert example.hints[:first] == (NO_HINT,) * first and len(example.hints) == len(example.ids)
+    task.answer(model, [{"source": "thou"}], task.decoding)
+    logits = np.zeros(END + 1, np.float32)
+    for n in range(len(example.ids) - first):
+        changed = model.guides[0](example.ids[first : first + n], logits)
+        assert int(changed.argmax()) == example.hints[first + n]
+        assert changed.max() == np.float32(HINT_NATS + 1.5)
 
 
 def test_a_memory_does_not_tell_its_own_pair_in_training() -> None:
     task = Translation(hints=Hints.MEMORY).learn_from([*PAIRS, {"source": "red sky", "target": "ciel rouge"}])
     assert task.sources == ("red house", "blue sky", "red sky")
     assert make("translation", settings_of(task)) == task
-    tokenizer = Repeating().tokenizer
-    (example,) = task.encode(PAIRS[1], tokenizer, 99)
-    assert tokenizer.decode(example.ids[example.counted.index(True) - 1 :: 2]).startswith(" ciel r")
+    tokenizer = Following().tokenizer
+    (example,) = task.encode({"source": "blue sky", "target": "ciel rouge"}, tokenizer, 99)
+    hints = [i for i in example.hints if i != NO_HINT]
+    assert tokenizer.decode(hints[:-1]) == " ciel rouge" and hints[-1] == END
     assert answers(task, "blue sky") == ["ciel bleu"], "in use it does"
+    (alone,) = task.encode({"source": "?", "target": "x"}, tokenizer, 99)
+    assert set(alone.hints) == {NO_HINT}
     assert Translation(hints=Hints.SOURCE).learn_from(PAIRS).sources == ()
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("settings", "message"),
     [
-        ({"n_beams": 2}, "n_beams = 2"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"stop": ("a",)}, "stop"),
+        ({"hints": "both"}, "none, source, memory"),
+        ({"follow": 1.0}, "needs hints="),
+        ({"hints": "source", "follow": float("nan")}, "follow"),
+        ({"sources": ["a"]}, "not as many"),
     ],
 )
-def test_what_would_fall_on_hints_is_refused(changes: dict[str, Any], message: str) -> None:
-    task = Translation(hints=Hints.SOURCE)
+def test_settings_of_hints_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        task.answer(Repeating(), [{"source": "a"}], replace(task.decoding, **changes))
-
-
-def test_settings_of_hints_are_checked() -> None:
-    with pytest.raises(ConfigError, match="none, source, memory"):
-        make("translation", {"hints": "both"})
-    with pytest.raises(ConfigError, match="not as many"):
-        make("translation", {"sources": ["a"]})
+        make("translation", settings)
