@@ -113,8 +113,8 @@ class PackedExamples:
     def arrays(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
         """(ids [N], lengths [n], targets) of these rows' examples, end to end.
 
-        Targets are the next tokens [N] with -100 where none counts, or these and their hints [N, 2]; labels
-        [n]; or spans [N, 3]: 1 at an
+        Targets are the next tokens [N] with -100 where none counts, or these beside their hints, id and nats
+        [N, 3], float64; labels [n]; or spans [N, 3]: 1 at an
         answer's first and at its last token, and what is added to logits, -infinity outside of the passage.
         """
         chosen = [self.examples[i] for row in rows for i in self.rows[row]]
@@ -131,7 +131,7 @@ class PackedExamples:
             for values in (example.ids, told):
                 digest.update(np.array([len(values), *values], np.int64).tobytes())
             digest.update(np.array(example.added, np.float32).tobytes())
-            digest.update(np.array(example.hints, np.int64).tobytes())
+            digest.update(np.array(example.hints, np.float64).tobytes())
         return digest.hexdigest()
 
 
@@ -150,7 +150,8 @@ def _targets(examples: Sequence[Encoded], objective: Objective) -> npt.NDArray[A
     )
     if not any(example.hints for example in examples):
         return wanted
-    return np.stack([wanted, np.concatenate([example.hints[1:] for example in examples])], 1)
+    hints = [hint for example in examples for hint in example.hints[1:]]
+    return np.concatenate([wanted[:, None], np.array(hints, np.float64)], 1)
 
 
 def _span_target(example: Encoded) -> npt.NDArray[np.float32]:

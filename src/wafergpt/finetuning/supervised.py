@@ -9,8 +9,6 @@ from torch.nn.functional import cross_entropy
 
 from wafergpt.finetuning.packing import IGNORED
 from wafergpt.model.gpt import GPT
-from wafergpt.tasks.pointing import HINT_NATS
-from wafergpt.tasks.task import NO_HINT
 
 
 class Total(NamedTuple):
@@ -31,18 +29,17 @@ class TokenObjective(nn.Module):
         self.model = model
 
     def total(self, ids: Tensor, lengths: Tensor, targets: Tensor) -> Total:
-        """ids [N], lengths [n], targets [N] with -100 where none counts, or with hints beside them [N, 2].
+        """ids [N], lengths [n], targets [N] with -100 where none counts, or with hints beside them [N, 3].
 
         With hints there are logits of all positions that count, at once: [n counted, V].
         """
         hidden = self.model.packed(ids, lengths.tolist())  # [N, D]
         if targets.ndim == 2:
             where = (targets[:, 0] != IGNORED).nonzero()[:, 0]
-            wanted, hints = targets.index_select(0, where).unbind(1)
+            wanted, hints, nats = targets.index_select(0, where).unbind(1)
             logits = self.model.logits(hidden.index_select(0, where))
-            nats = HINT_NATS * (hints != NO_HINT).to(logits.dtype)
-            raised = logits.scatter_add(1, hints.clamp(min=0)[:, None], nats[:, None])
-            return Total(cross_entropy(raised, wanted, reduction="sum"), float(len(where)), None)
+            raised = logits.scatter_add(1, hints.long()[:, None], nats.to(logits.dtype)[:, None])
+            return Total(cross_entropy(raised, wanted.long(), reduction="sum"), float(len(where)), None)
         where = (targets != IGNORED).nonzero()[:, 0]
         nats, count = self.model.total_loss(hidden.index_select(0, where), targets[where])
         return Total(nats, float(count), None)

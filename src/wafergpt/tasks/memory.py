@@ -1,4 +1,4 @@
-"""A translation memory: pairs that are known, found again by the words of a source like one of theirs."""
+"""A translation memory: pairs that are known, found again by the terms of a source like one of theirs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"\b\w\w+\b")
 
 
 class Memory:
@@ -15,7 +16,7 @@ class Memory:
 
     def __init__(self, sources: Sequence[str], targets: Sequence[str]) -> None:
         self._sources, self._targets = sources, targets
-        counts = Counter(word for text in sources for word in set(_words(text)))
+        counts = Counter(term for text in sources for term in set(_terms(text)))
         self._idf = {word: math.log((1 + len(sources)) / (1 + n)) + 1 for word, n in counts.items()}
         self._with: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
         for number, text in enumerate(sources):
@@ -33,10 +34,12 @@ class Memory:
         return "" if best is None else self._targets[best]
 
     def _row(self, text: str) -> dict[str, float]:
-        row = {word: n * self._idf[word] for word, n in Counter(_words(text)).items() if word in self._idf}
+        row = {word: n * self._idf[word] for word, n in Counter(_terms(text)).items() if word in self._idf}
         length = math.sqrt(sum(value * value for value in row.values()))
         return {word: value / length for word, value in row.items()} if length else {}
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+def _terms(text: str) -> list[str]:
+    """Words of two letters or more, and pairs of neighbours."""
+    words = _WORD.findall(text.lower())
+    return [*words, *(f"{a} {b}" for a, b in pairwise(words))]

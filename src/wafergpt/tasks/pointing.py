@@ -2,38 +2,45 @@
 
 A hidden Markov model of places, as in HMM alignment (Vogel et al. 1996, HMM-based word alignment in
 statistical translation) but within one language: a place j of the followed text says "its token j comes
-next", and what is written moves the places. The likeliest token is the hint, and its logit is raised by
-`HINT_NATS`, in training as in use: the model learns when to take a hint, not where it stands. Pointer
+next", and what is written moves the places. The likeliest token is the hint, and its logit is raised, by
+`HINT_NATS` at most, in training as in use: the model learns when to take a hint, not where it stands. Pointer
 networks (See et al. 2017, Get to the point) learn both, and need more text for it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wafergpt.tasks.task import NO_HINT
+from wafergpt.tasks.task import Hint
 
-HINT_NATS = 7.0  # with e^7, about 1,100: a token that had one chance in 1,100 has one in two
+HINT_NATS = 7.0  # of a hint that is certain; e^7 makes one chance in 1,100 one in two
 
 # How a writer moves. Only the order of magnitude of each matters: a text that is copied is found again.
 COPIES = 0.6  # the token of the place is written as it stands
-OTHER = 1e-3  # any one token that is written instead of it
+OTHER = 1e-3  # any one token that is written instead of it, or by a writer who is lost
 AFTER_COPY = (0.0, 0.9)  # stay, go on; what is left skips 1, 2, ... tokens, each half as likely
 AFTER_OTHER = (0.3, 0.4)
 LONGEST_SKIP = 8
+LOSES = 0.05  # a writer leaves the text ...
+FINDS = 0.05  # ... and comes back to it, anywhere
 
 
 class Places:
-    """Where in `ids` the writer is: a probability for each place, the last of them the end of the text."""
+    """Where in `ids` the writer is: a probability for each place, the last of them the end of the text.
+
+    What is missing from 1 is that the writer follows something else.
+    """
 
     def __init__(self, ids: Sequence[int], end_id: int) -> None:
         """`end_id` is the hint after the last token."""
         self.ids = np.array([*ids, end_id], np.int64)
         n = len(self.ids)
         self._after_copy, self._after_other = _moves(n, *AFTER_COPY), _moves(n, *AFTER_OTHER)
+        self._tokens, self._which = np.unique(self.ids, return_inverse=True)
         self.restart()
 
     def restart(self) -> None:
@@ -42,24 +49,32 @@ class Places:
 
     def read(self, token_id: int) -> None:
         """Go on by one token that was written."""
+        lost = (1.0 - self.at.sum()) * OTHER
         copied = self.at * COPIES * (self.ids == token_id)
         other = self.at * ((1 - COPIES) * OTHER)
         at = copied @ self._after_copy + other @ self._after_other
-        self.at = at / at.sum()
+        total = lost + at.sum()
+        self.at = ((1 - LOSES) * at + FINDS * lost / len(at)) / total
 
     @property
-    def hint(self) -> int:
-        """The likeliest next token; among equals the one that stands first."""
-        _, which = np.unique(self.ids, return_inverse=True)
-        p = np.bincount(which, weights=self.at)
-        return int(self.ids[np.flatnonzero(p[which] == p.max())[0]])
+    def hint(self) -> tuple[int, float]:
+        """The likeliest next token and its probability; among equals the lowest id."""
+        p = np.bincount(self._which, weights=self.at)
+        best = int(p.argmax())
+        return int(self._tokens[best]), float(p[best])
 
 
-def hints_for(told: Sequence[int], places: Places) -> list[int]:
+def nats_of(p: float, certain: float = HINT_NATS) -> float:
+    """What a hint of probability p adds to its logit: ln(1 + e^certain p), the odds of a mixture."""
+    return math.log1p(math.exp(certain) * p)
+
+
+def hints_for(told: Sequence[int], places: Places) -> list[Hint]:
     """The hint before each of the tokens, as they are written one after the other."""
     found = []
     for token_id in told:
-        found.append(places.hint)
+        hint, p = places.hint
+        found.append((hint, nats_of(p)))
         places.read(token_id)
     return found
 
@@ -67,9 +82,9 @@ def hints_for(told: Sequence[int], places: Places) -> list[int]:
 class Hinted:
     """A guide: the hint's logit is raised. Asked for another beginning than the last one, it reads anew."""
 
-    def __init__(self, places: Places, nats: float = HINT_NATS) -> None:
-        """`places` before the first token; `nats` are added to a hint's logit."""
-        self._places, self._nats = places, nats
+    def __init__(self, places: Places, certain: float = HINT_NATS) -> None:
+        """`places` before the first token; `certain`: nats of a hint that is."""
+        self._places, self._certain = places, certain
         self._read: list[int] = []
 
     def __call__(self, new_ids: Sequence[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -81,25 +96,26 @@ class Hinted:
         for token_id in written[len(self._read) :]:
             self._places.read(token_id)
         self._read = written
-        return raised(logits, self._places.hint, self._nats)
+        hint, p = self._places.hint
+        return raised(logits, (hint, nats_of(p, self._certain)))
 
 
 class Told:
     """A guide of hints that are known before: hints[i] for the token after i new ones."""
 
-    def __init__(self, hints: Sequence[int]) -> None:
+    def __init__(self, hints: Sequence[Hint]) -> None:
         self._hints = hints
 
     def __call__(self, new_ids: Sequence[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """logits [V] with the hint; not changed in place."""
-        hint = self._hints[len(new_ids)]
-        return logits if hint == NO_HINT else raised(logits, hint)
+        return raised(logits, self._hints[len(new_ids)])
 
 
-def raised(logits: NDArray[np.float32], hint: int, nats: float = HINT_NATS) -> NDArray[np.float32]:
+def raised(logits: NDArray[np.float32], hint: Hint) -> NDArray[np.float32]:
     """A copy of logits [V] with the hint's raised."""
+    token_id, nats = hint
     changed = logits.copy()
-    changed[hint] += np.float32(nats)
+    changed[token_id] += np.float32(nats)
     return changed
 
 

@@ -20,6 +20,7 @@ from wafergpt.tokenizer.bpe import Tokenizer
 
 Record = Mapping[str, Any]  # one example by the task's own field names
 Ids = tuple[int, ...]
+Hint = tuple[int, float]  # a token id and the nats that are added to its logit
 # Other logits [V] instead of the model's, given the new tokens so far.
 Guide = Callable[[Sequence[int], NDArray[np.float32]], NDArray[np.float32]]
 
@@ -40,7 +41,7 @@ class Unfit(Exception):  # noqa: N818 (not an error: the example is left out and
         self.reason = reason
 
 
-NO_HINT = -1  # among `Encoded.hints`
+NO_HINT: Hint = (0, 0.0)
 EMPTY = "empty"
 TOO_LONG = "longer than the window"
 
@@ -51,7 +52,7 @@ class Encoded:
 
     ids: Ids
     counted: tuple[bool, ...] = ()  # TOKENS: whether ids[i], given all before it, counts; never the first
-    hints: Ids = ()  # TOKENS: what `pointing` says of ids[i], given all before it; (): nothing
+    hints: tuple[Hint, ...] = ()  # TOKENS: for ids[i], from all before it; (): none
     label: int = -1  # LABEL: which
     span: tuple[int, int, int] = (-1, -1, -1)  # SPAN: first and last of the answer, first of the passage
     added: tuple[float, ...] = ()  # SPAN: to both logits of each token of the passage; (): nothing

@@ -11,7 +11,6 @@ from wafergpt.finetuning.packing import IGNORED, PackedExamples, pack
 from wafergpt.finetuning.supervised import TokenObjective
 from wafergpt.model.config import GPTConfig
 from wafergpt.model.gpt import GPT
-from wafergpt.tasks.pointing import HINT_NATS
 from wafergpt.tasks.task import NO_HINT, Encoded, Objective
 
 CONFIG = GPTConfig(d_model=16, n_layers=1, n_heads=2, vocab_size=41, max_seq_len=16)
@@ -155,20 +154,20 @@ def test_spans_are_marks_on_their_tokens() -> None:
 
 
 def test_hints_stand_beside_the_tokens_and_raise_their_logits() -> None:
-    """Nats by hand: log softmax of the model's logits with `HINT_NATS` at the hint, if there is one."""
+    """Nats by hand: log softmax of the model's logits and what hints add."""
     told = [
-        Encoded(ids=(1, 2, 3), counted=(False, True, True), hints=(NO_HINT, 5, NO_HINT)),
-        Encoded(ids=(4, 6), counted=(False, True), hints=(NO_HINT, 6)),
+        Encoded(ids=(1, 2, 3), counted=(False, True, True), hints=(NO_HINT, (5, 3.5), NO_HINT)),
+        Encoded(ids=(4, 6), counted=(False, True), hints=(NO_HINT, (6, 1.25))),
     ]
     source = PackedExamples(told, Objective.TOKENS, seq_len=8)
     ids, lengths, targets = source.arrays(np.array([0]))
-    assert sorted(map(tuple, targets.tolist())) == [(2, 5), (3, -1), (6, 6)]
+    assert sorted(map(tuple, targets.tolist())) == [(2, 5, 3.5), (3, 0, 0), (6, 6, 1.25)]
     model = GPT(CONFIG, seed=1).double()
     expected = 0.0
     for example in told:
         logits = model(torch.tensor([example.ids[:-1]])).logits[0].clone()
-        for at, hint in enumerate(example.hints[1:]):
-            logits[at, hint] += HINT_NATS if hint != NO_HINT else 0.0
+        for at, (hint, nats) in enumerate(example.hints[1:]):
+            logits[at, hint] += nats
             expected -= logits[at].log_softmax(0)[example.ids[at + 1]].item()
     total = TokenObjective(model).total(*map(torch.from_numpy, (ids, lengths, targets)))
     assert total.weight == 3 and total.nats.item() == pytest.approx(expected, rel=1e-12)

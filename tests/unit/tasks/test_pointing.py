@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from task_lab import RuleModel
 from wafergpt.errors import ConfigError
 from wafergpt.tasks import pointing
 from wafergpt.tasks.memory import Memory
-from wafergpt.tasks.pointing import HINT_NATS, Hinted, Places, Told, hints_for
+from wafergpt.tasks.pointing import HINT_NATS, Hinted, Places, Told, hints_for, nats_of
 from wafergpt.tasks.registry import make, settings_of
 from wafergpt.tasks.task import NO_HINT
 from wafergpt.tasks.translation import Hints, Translation
@@ -40,18 +41,27 @@ def after(written: bytes) -> Places:
     ],
 )
 def test_the_place_is_found_again(written: bytes, expected: str) -> None:
-    assert after(written).hint == ord(expected)
+    assert after(written).hint[0] == ord(expected)
 
 
 def test_after_the_last_token_comes_the_end() -> None:
-    assert after(bytes(TEXT)).hint == END
-    assert after(bytes(TEXT[:-1])).hint == TEXT[-1]
-    assert Places([], END).hint == END
+    assert after(bytes(TEXT)).hint[0] == END
+    assert after(bytes(TEXT[:-1])).hint[0] == TEXT[-1]
+    assert Places([], END).hint == (END, 1.0)
 
 
-def test_places_are_probabilities() -> None:
-    for written in (b"and he", b"and he said", b"but x", b"zzzzzzzzzz" * 20):
-        np.testing.assert_allclose(after(written).at.sum(), 1.0, atol=1e-12)
+def test_a_writer_who_leaves_the_text_is_lost_and_found() -> None:
+    """The sum over places is the belief that the text is followed."""
+    follows = [after(written).at.sum() for written in (b"and he", b"and he z", b"and he zzzz", b"z" * 200)]
+    assert 1.0 > follows[0] > follows[1] > follows[2] > follows[3] > 0.0 and follows[0] > 0.9
+    assert follows[3] < 0.1
+    assert after(b"z" * 200 + b"said").at.sum() > 0.9
+
+
+def test_a_hint_weighs_as_a_mixture() -> None:
+    """Flat over 1,000 tokens, raised by ln(1 + x): the hint's odds grow by the factor 1 + x."""
+    assert nats_of(1.0, 2.0) == pytest.approx(math.log(1 + math.exp(2)))
+    assert nats_of(0.0) == 0.0 and nats_of(0.5) < nats_of(1.0) < HINT_NATS + 1e-3
 
 
 def test_moves_are_probabilities_that_end_at_the_end() -> None:
@@ -63,23 +73,26 @@ def test_moves_are_probabilities_that_end_at_the_end() -> None:
 
 
 def test_hints_stand_before_their_tokens() -> None:
-    assert hints_for(list(b"xbc"), Places(list(b"abc"), END)) == list(b"abc")
-    assert hints_for([*b"abc", END], Places(list(b"abc"), END)) == [*b"abc", END]
+    hints = hints_for(list(b"xbc"), Places(list(b"abc"), END))
+    assert [token_id for token_id, _ in hints] == list(b"abc")
+    assert hints[0][1] == nats_of(1.0) > hints[1][1] < hints[2][1]  # unsure after another token
+    assert [i for i, _ in hints_for([*b"abc", END], Places(list(b"abc"), END))] == [*b"abc", END]
 
 
 def test_a_guide_raises_the_hint_of_training() -> None:
     """Asked in order, out of order and for another beginning, as beams do; given logits stay as they are."""
     said = list(b"and she said")
-    guide, logits = Hinted(Places(TEXT, END), 2.0), np.zeros(END + 1, np.float32)
+    guide, logits = Hinted(Places(TEXT, END)), np.zeros(END + 1, np.float32)
     hints = hints_for(said, Places(TEXT, END))
     for n in (0, 1, 2, 5, 3, 4, 9, 0, 11):
         changed = guide(said[:n], logits)
-        assert changed.dtype == np.float32 and changed.sum() == 2.0 and int(changed.argmax()) == hints[n]
+        token_id, nats = hints[n]
+        assert changed.dtype == np.float32 and changed.sum() == changed[token_id] == np.float32(nats) > 0
         guide(list(b"but"), logits)
     assert not logits.any()
     told = Told([*hints, NO_HINT])
-    assert int(told(said[:5], logits).argmax()) == hints[5] and told(said, logits) is logits
-    assert told([], logits).max() == np.float32(HINT_NATS)
+    assert told(said[:5], logits).tolist() == guide(said[:5], logits).tolist()
+    assert told(said, logits).tolist() == logits.tolist()
 
 
 def test_a_memory_finds_the_source_that_is_most_alike() -> None:
@@ -128,8 +141,9 @@ def test_what_is_learned_with_is_what_is_written_with() -> None:
     logits = np.zeros(END + 1, np.float32)
     for n in range(len(example.ids) - first):
         changed = model.guides[0](example.ids[first : first + n], logits)
-        assert int(changed.argmax()) == example.hints[first + n]
-        assert changed.max() == np.float32(HINT_NATS + 1.5)
+        token_id, nats = example.hints[first + n]
+        assert int(changed.argmax()) == token_id
+        assert math.expm1(changed.max()) == pytest.approx(math.expm1(nats) * math.exp(1.5), rel=1e-5)
 
 
 def test_a_memory_does_not_tell_its_own_pair_in_training() -> None:
@@ -138,7 +152,7 @@ def test_a_memory_does_not_tell_its_own_pair_in_training() -> None:
     assert make("translation", settings_of(task)) == task
     tokenizer = Following().tokenizer
     (example,) = task.encode({"source": "blue sky", "target": "ciel rouge"}, tokenizer, 99)
-    hints = [i for i in example.hints if i != NO_HINT]
+    hints = [i for i, nats in example.hints if nats]
     assert tokenizer.decode(hints[:-1]) == " ciel rouge" and hints[-1] == END
     assert answers(task, "blue sky") == ["ciel bleu"], "in use it does"
     (alone,) = task.encode({"source": "?", "target": "x"}, tokenizer, 99)
