@@ -2,22 +2,22 @@
 
 A hidden Markov model of places, as in HMM alignment (Vogel et al. 1996, HMM-based word alignment in
 statistical translation) but within one language: a place j of the followed text says "its token j comes
-next", and what is written moves the places. The likeliest token is the hint, and its logit is raised, by
-`HINT_NATS` at most, in training as in use: the model learns when to take a hint, not where it stands. Pointer
-networks (See et al. 2017, Get to the point) learn both, and need more text for it.
+next", and what is written moves the places. The likeliest token is the hint, and its logit is raised, in
+training as in use: the model learns when to take a hint, not where it stands. Pointer networks (See et al.
+2017, Get to the point) learn both, and need more text for it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wafergpt.tasks.task import Hint
 
-HINT_NATS = 7.0  # of a hint that is certain; e^7 makes one chance in 1,100 one in two
+CHANCE = 1 / 700  # of a token that nothing is known of; only its order of magnitude matters
 
 # How a writer moves. Only the order of magnitude of each matters: a text that is copied is found again.
 COPIES = 0.6  # the token of the place is written as it stands
@@ -35,8 +35,11 @@ class Places:
     What is missing from 1 is that the writer follows something else.
     """
 
-    def __init__(self, ids: Sequence[int], end_id: int) -> None:
-        """`end_id` is the hint after the last token."""
+    def __init__(
+        self, ids: Sequence[int], end_id: int, chance: Callable[[int], float] = lambda token_id: CHANCE
+    ) -> None:
+        """`end_id` is the hint after the last token; `chance`: of a token id in texts of this kind."""
+        self._chance = chance
         self.ids = np.array([*ids, end_id], np.int64)
         n = len(self.ids)
         self._after_copy, self._after_other = _moves(n, *AFTER_COPY), _moves(n, *AFTER_OTHER)
@@ -57,24 +60,23 @@ class Places:
         self.at = ((1 - LOSES) * at + FINDS * lost / len(at)) / total
 
     @property
-    def hint(self) -> tuple[int, float]:
-        """The likeliest next token and its probability; among equals the lowest id."""
-        p = np.bincount(self._which, weights=self.at)
+    def hint(self) -> Hint:
+        """The likeliest next token, among equals the lowest id, and what its logit gains.
+
+        ln(1 + p / (1 - p) / c), where p is how likely it is copied and c what chance it has anyway: what
+        makes a model that gives it c the mixture of that model and the copy.
+        """
+        p = COPIES * np.bincount(self._which, weights=self.at)
         best = int(p.argmax())
-        return int(self._tokens[best]), float(p[best])
-
-
-def nats_of(p: float, certain: float = HINT_NATS) -> float:
-    """What a hint of probability p adds to its logit: ln(1 + e^certain p), the odds of a mixture."""
-    return math.log1p(math.exp(certain) * p)
+        token_id = int(self._tokens[best])
+        return token_id, math.log1p(p[best] / (1.0 - p[best]) / self._chance(token_id))
 
 
 def hints_for(told: Sequence[int], places: Places) -> list[Hint]:
     """The hint before each of the tokens, as they are written one after the other."""
     found = []
     for token_id in told:
-        hint, p = places.hint
-        found.append((hint, nats_of(p)))
+        found.append(places.hint)
         places.read(token_id)
     return found
 
@@ -82,9 +84,9 @@ def hints_for(told: Sequence[int], places: Places) -> list[Hint]:
 class Hinted:
     """A guide: the hint's logit is raised. Asked for another beginning than the last one, it reads anew."""
 
-    def __init__(self, places: Places, certain: float = HINT_NATS) -> None:
-        """`places` before the first token; `certain`: nats of a hint that is."""
-        self._places, self._certain = places, certain
+    def __init__(self, places: Places, more: float = 0.0) -> None:
+        """`places` before the first token; `more` nats are added to each hint."""
+        self._places, self._more = places, more
         self._read: list[int] = []
 
     def __call__(self, new_ids: Sequence[int], logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -96,8 +98,8 @@ class Hinted:
         for token_id in written[len(self._read) :]:
             self._places.read(token_id)
         self._read = written
-        hint, p = self._places.hint
-        return raised(logits, (hint, nats_of(p, self._certain)))
+        token_id, nats = self._places.hint
+        return raised(logits, (token_id, nats + self._more))
 
 
 class Told:

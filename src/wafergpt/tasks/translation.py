@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
 
 from wafergpt.config import require, require_finite
 from wafergpt.tasks import metrics
 from wafergpt.tasks.memory import Memory
-from wafergpt.tasks.pointing import HINT_NATS, Hinted, Places, hints_for
+from wafergpt.tasks.pointing import Hinted, Places, hints_for
 from wafergpt.tasks.task import (
     NO_HINT,
     Answer,
@@ -115,7 +118,7 @@ class Translation:
 
     def _guide(self, record: Record, tokenizer: Tokenizer) -> Hinted | None:
         places = None if self.hints is Hints.NONE else self._places(record, tokenizer)
-        return None if places is None else Hinted(places, HINT_NATS + self.follow)
+        return None if places is None else Hinted(places, self.follow)
 
     @cached_property
     def _memory(self) -> Memory:
@@ -128,9 +131,22 @@ class Translation:
             followed = self._memory.nearest(followed, itself=itself).strip()
             if not followed:
                 return None
+            chances = _chances(self.targets, tokenizer)
+            ids = tokenizer.encode(f" {followed}")
+            return Places(ids, tokenizer.end_of_text_id, lambda token_id: float(chances[token_id]))
         return Places(tokenizer.encode(f" {followed}"), tokenizer.end_of_text_id)
 
     def score(self, answers: Sequence[Answer], records: Sequence[Record]) -> dict[str, float]:
         """BLEU and chrF. Raises MissingDependencyError without sacrebleu."""
         found, wanted = [answer.text for answer in answers], [self.target(record) for record in records]
         return metrics.bleu_and_chrf(found, wanted, chinese=metrics.has_chinese(wanted))
+
+
+@lru_cache(maxsize=4)
+def _chances(texts: tuple[str, ...], tokenizer: Tokenizer) -> NDArray[np.float64]:
+    """[vocabulary]: the share of each token in the texts, each counted once more than it is there."""
+    counts = np.ones(tokenizer.vocab_size)
+    for text in texts:
+        np.add.at(counts, [*tokenizer.encode(f" {text.strip()}"), tokenizer.end_of_text_id], 1.0)
+    found: NDArray[np.float64] = counts / counts.sum()
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from task_lab import RuleModel
 from wafergpt.errors import ConfigError
 from wafergpt.tasks import pointing
 from wafergpt.tasks.memory import Memory
-from wafergpt.tasks.pointing import HINT_NATS, Hinted, Places, Told, hints_for, nats_of
+from wafergpt.tasks.pointing import COPIES, Hinted, Places, Told, hints_for
 from wafergpt.tasks.registry import make, settings_of
 from wafergpt.tasks.task import NO_HINT
 from wafergpt.tasks.translation import Hints, Translation
@@ -47,7 +46,7 @@ def test_the_place_is_found_again(written: bytes, expected: str) -> None:
 def test_after_the_last_token_comes_the_end() -> None:
     assert after(bytes(TEXT)).hint[0] == END
     assert after(bytes(TEXT[:-1])).hint[0] == TEXT[-1]
-    assert Places([], END).hint == (END, 1.0)
+    assert Places([], END).hint[0] == END
 
 
 def test_a_writer_who_leaves_the_text_is_lost_and_found() -> None:
@@ -59,9 +58,14 @@ def test_a_writer_who_leaves_the_text_is_lost_and_found() -> None:
 
 
 def test_a_hint_weighs_as_a_mixture() -> None:
-    """Flat over 1,000 tokens, raised by ln(1 + x): the hint's odds grow by the factor 1 + x."""
-    assert nats_of(1.0, 2.0) == pytest.approx(math.log(1 + math.exp(2)))
-    assert nats_of(0.0) == 0.0 and nats_of(0.5) < nats_of(1.0) < HINT_NATS + 1e-3
+    """A model that gives the hint its usual chance becomes (1 - p) model + p copy, p = `COPIES` at first."""
+    for chance in (0.3, 1e-3):
+        token_id, nats = Places(TEXT, END, lambda _, c=chance: c).hint  # type: ignore[misc]
+        logits = np.log(np.array([chance, 1 - chance])) + np.array([nats, 0.0])
+        found = np.exp(logits)[0] / np.exp(logits).sum()
+        assert token_id == TEXT[0] and found == pytest.approx((1 - COPIES) * chance + COPIES)
+    asked: list[int] = []
+    assert Places(TEXT, END, lambda i: asked.append(i) or 0.5).hint[0] == TEXT[0] and asked == [TEXT[0]]  # type: ignore[func-returns-value]
 
 
 def test_moves_are_probabilities_that_end_at_the_end() -> None:
@@ -75,7 +79,7 @@ def test_moves_are_probabilities_that_end_at_the_end() -> None:
 def test_hints_stand_before_their_tokens() -> None:
     hints = hints_for(list(b"xbc"), Places(list(b"abc"), END))
     assert [token_id for token_id, _ in hints] == list(b"abc")
-    assert hints[0][1] == nats_of(1.0) > hints[1][1] < hints[2][1]  # unsure after another token
+    assert hints[0][1] > hints[1][1] < hints[2][1]  # unsure after another token
     assert [i for i, _ in hints_for([*b"abc", END], Places(list(b"abc"), END))] == [*b"abc", END]
 
 
@@ -143,7 +147,7 @@ def test_what_is_learned_with_is_what_is_written_with() -> None:
         changed = model.guides[0](example.ids[first : first + n], logits)
         token_id, nats = example.hints[first + n]
         assert int(changed.argmax()) == token_id
-        assert math.expm1(changed.max()) == pytest.approx(math.expm1(nats) * math.exp(1.5), rel=1e-5)
+        assert changed.max() == pytest.approx(nats + 1.5, rel=1e-6)
 
 
 def test_a_memory_does_not_tell_its_own_pair_in_training() -> None:
@@ -155,6 +159,11 @@ def test_a_memory_does_not_tell_its_own_pair_in_training() -> None:
     hints = [i for i, nats in example.hints if nats]
     assert tokenizer.decode(hints[:-1]) == " ciel rouge" and hints[-1] == END
     assert answers(task, "blue sky") == ["ciel bleu"], "in use it does"
+    long = Translation(hints=Hints.MEMORY).learn_from(PAIRS * 50)._places(PAIRS[0], tokenizer)
+    short = task._places(PAIRS[0], tokenizer)
+    assert long is not None and short is not None and long.hint[1] < short.hint[1], (
+        "a commoner token gains less"
+    )
     (alone,) = task.encode({"source": "?", "target": "x"}, tokenizer, 99)
     assert set(alone.hints) == {NO_HINT}
     assert Translation(hints=Hints.SOURCE).learn_from(PAIRS).sources == ()
