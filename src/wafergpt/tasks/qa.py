@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from wafergpt.config import require, require_finite
 from wafergpt.errors import DataError, shown
-from wafergpt.tasks import metrics
+from wafergpt.tasks import metrics, stretches
 from wafergpt.tasks.calibration import softmax
 from wafergpt.tasks.classification import head_logits
 from wafergpt.tasks.shared_words import shared_rarity
+from wafergpt.tasks.stretches import Choose
 from wafergpt.tasks.task import (
     EMPTY,
     TOO_LONG,
@@ -49,13 +50,14 @@ class Method(StrEnum):
 class QuestionAnswering:
     """Fields `question`, `context` and `answers` (SQuAD's form, a text, or a list of texts).
 
-    The confidence is the probability of the stretch among all of the passage (extractive), or the geometric
-    mean of the tokens' probabilities (generative).
+    The confidence is the probability of the stretch among all of the passage, or its expected F1 (extractive,
+    see `choose`), or the geometric mean of the tokens' probabilities (generative).
     """
 
     method: Method = Method.EXTRACTIVE
     template: str = "{context}\nQuestion: {question}\nAnswer:"  # generative
     max_answer_tokens: int = 30  # extractive: longest stretch
+    choose: Choose = Choose.LIKELIEST  # extractive: which stretch
     shared_words: float = 0.0  # extractive: what a nat of `shared_rarity` adds to a token's two logits
 
     name = "qa"
@@ -67,6 +69,10 @@ class QuestionAnswering:
         check_template(self.template, ["context", "question"])
         require(self.max_answer_tokens >= 1, f"max_answer_tokens = {self.max_answer_tokens} must be positive")
         require_finite("shared_words", self.shared_words, minimum=0.0, maximum=100.0)
+        require(
+            self.choose is Choose.LIKELIEST or self.method is Method.EXTRACTIVE,
+            f"choose = {self.choose} is about stretches of a passage; it needs method=extractive",
+        )
         require(
             self.shared_words == 0 or self.method is Method.EXTRACTIVE,
             f"shared_words = {self.shared_words} marks stretches of a passage; it needs method=extractive",
@@ -181,25 +187,20 @@ class QuestionAnswering:
         pieces: list[tuple[int, int]],
         logits: list[np.ndarray],
     ) -> Answer:
-        """The likeliest stretch within a piece; logits [T, 2] of being its first and its last token.
+        """The stretch to answer with, within a piece; logits [T, 2] of being its first and its last token.
 
         Probabilities are those among the positions of all pieces.
         """
         p = softmax(np.concatenate(logits).T)  # [2, positions of all pieces]
-        best, first, last, done = -1.0, 0, 0, 0
-        for at, end in pieces:
-            here = p[:, done : done + end - at]  # [2, T]
-            done += end - at
-            together = np.triu(here[0][:, None] * here[1][None, :])  # [first, last]
-            together = np.tril(together, self.max_answer_tokens - 1)
-            if together.max() > best:
-                i, j = np.unravel_index(int(together.argmax()), together.shape)
-                best, first, last = float(together.max()), at + int(i), at + int(j)
+        choose = stretches.expected_f1 if self.choose is Choose.EXPECTED_F1 else stretches.likeliest
+        found = choose(p, pieces, self.max_answer_tokens)
+        first, last = found.first, found.last
         before = tokenizer.decode(ids[:first])
         raw = tokenizer.decode(ids[first : last + 1])
         text = raw.strip()
         begin = len(before) + len(raw) - len(raw.lstrip())
-        return Answer(text=text, confidence=best, details={"start": begin, "end": begin + len(text)})
+        details = {"start": begin, "end": begin + len(text)}
+        return Answer(text=text, confidence=found.confidence, details=details)
 
     def score(self, answers: Sequence[Answer], records: Sequence[Record]) -> dict[str, float]:
         """Exact match and F1, SQuAD's."""
