@@ -38,7 +38,10 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(labelled, "load_all", load_all)
         config = replace(runs.smoke(), tests=("headlines",))
         patch.setattr(runs, "smoke", lambda: config)
-        patch.setattr("wafergpt.base_model._rates", lambda config, data: {runs.Precision.FP32: 2000.0})
+        patch.setattr(
+            "wafergpt.base_model.loop.measure_precisions",
+            lambda config, duration_s: {runs.Precision.FP32: 2000.0},
+        )
         assert command(["train", "base", "--out", str(folder), "--set", "seed=7"]) == 0
     return folder
 
@@ -85,7 +88,10 @@ def test_a_finished_run_is_resumed_without_making_data_again(
 def test_data_that_are_there_are_used(out: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
                                       capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     monkeypatch.setenv("WAFERGPT_SMOKE", "1")
-    monkeypatch.setattr("wafergpt.base_model._rates", lambda config, data: {runs.Precision.BF16: 1000.0})
+    monkeypatch.setattr(
+        "wafergpt.base_model.loop.measure_precisions",
+        lambda config, duration_s: {runs.Precision.BF16: 1000.0},
+    )
     words = [
         "train",
         "base",

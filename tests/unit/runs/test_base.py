@@ -29,7 +29,9 @@ def test_a_book_of_the_bibles_is_held_out() -> None:
 
 @pytest.mark.parametrize("config", [runs.base(), runs.smoke()], ids=["base", "smoke"])
 def test_the_schedule_is_complete(config: runs.BaseConfig) -> None:
-    run = runs.train_config(config, data=Path("data"), precision=Precision.BF16, total_steps=4000)
+    run = runs.train_config(
+        config, config.models[0], data=Path("data"), precision=Precision.BF16, total_steps=4000
+    )
     assert run.total_tokens == 4000 * config.batch_size * config.model.max_seq_len
     assert 0 < run.schedule.warmup_steps < 4000
     assert run.schedule.total_steps // run.save_every == 20
@@ -37,4 +39,6 @@ def test_the_schedule_is_complete(config: runs.BaseConfig) -> None:
 
 def test_too_little_time_is_told() -> None:
     with pytest.raises(ConfigError, match=r"1 step\(s\) are too few"):
-        runs.train_config(runs.smoke(), data=Path("data"), precision=Precision.BF16, total_steps=1)
+        runs.train_config(
+            runs.smoke(), runs.smoke().models[0], data=Path("data"), precision=Precision.BF16, total_steps=1
+        )
