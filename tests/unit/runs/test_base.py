@@ -32,7 +32,7 @@ def test_the_schedule_is_complete(config: runs.BaseConfig) -> None:
     run = runs.train_config(
         config, config.models[0], data=Path("data"), precision=Precision.BF16, total_steps=4000
     )
-    assert run.total_tokens == 4000 * config.batch_size * config.model.max_seq_len
+    assert run.total_tokens == 4000 * config.batch_size * config.seq_len
     assert 0 < run.schedule.warmup_steps < 4000
     assert run.schedule.total_steps // run.save_every == 20
 
