@@ -112,3 +112,20 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="one process"):
         base_model.plan(runs.smoke(), tmp_path, print)
+
+
+@pytest.mark.parametrize(("rate", "taken"), [(1e6, 0), (2e3, 1), (1.0, 1)])
+def test_the_largest_model_that_reads_enough_is_taken(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rate: float, taken: int
+) -> None:
+    """And the fastest precision; where none reads enough, the smallest."""
+    large, small = runs.smoke().models[0], replace(runs.smoke().models[0], d_model=32, n_heads=1)
+    config = replace(runs.smoke(), models=(large, small), tokens_per_param=0.05, training_s=2.0)
+    assert 2e3 * 2 / small.n_params >= 0.05 > 2e3 * 2 / large.n_params
+    rates = {runs.Precision.FP32: rate / 2, runs.Precision.BF16: rate}
+    monkeypatch.setattr("wafergpt.base_model.loop.measure_precisions", lambda config, duration_s: rates)
+    data = base_model.data_of(out)
+    run = base_model.plan(config, data, print)
+    assert run.model == config.models[taken] and run.precision is runs.Precision.BF16
+    assert run.schedule.total_steps == max(2, int(rate * 2 / (config.batch_size * config.seq_len)))
+    assert capsys.readouterr().out.count("tokens a parameter") == taken + 1

@@ -5,18 +5,29 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "tasks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "finetuning"))
 
 import tiny_finetuning as tiny
 
+from wafergpt import pipeline
+from wafergpt.checkpoints.native_model import read_run
 from wafergpt.cli.main import run
+from wafergpt.data.records import read_records
 from wafergpt.errors import ConfigError, DataError
+from wafergpt.evaluation.tasks import perplexity
+from wafergpt.finetuning.packing import PackedExamples
+from wafergpt.finetuning.supervised import TokenObjective
+from wafergpt.model.gpt import GPT
+from wafergpt.tasks.task import Objective
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +170,35 @@ def test_a_frequency_penalty_ends_a_loop(folder: Path, capsys: pytest.CaptureFix
     assert len(said["0"]) > len(set(said["0"]))
     kept = said["100"].replace("\ufffd", "")  # bytes that are no character alone
     assert len(kept) == len(set(kept)) > 1
+
+
+@pytest.mark.parametrize("hints", ["source", "memory"])
+def test_a_translation_with_hints(folder: Path, capsys: pytest.CaptureFixture[str], hints: str) -> None:
+    """Training and use see the same hints: the nats that training reports are those of the scored answers."""
+    data = tiny.data(folder, "translation")
+    out = folder / f"hints-{hints}"
+    words = ["--epochs", "2", "--lr", "1e-2", "--precision", "fp32", "--setting", f"hints={hints}"]
+    run(["finetune", *of(folder, "translation"), "--out", str(out), *words])
+    shown = capsys.readouterr().out
+    assert ("kept with the model, as its memory: " in shown) == (hints == "memory")
+    records = read_records(data)
+    pipe = pipeline("translation", out)
+    encoded = [e for record in records for e in pipe.task.encode(record, pipe.model.tokenizer, 64)]
+    packed = PackedExamples(encoded, Objective.TOKENS, seq_len=64, batch_size=1, micro_batch_size=1)
+    with torch.no_grad():
+        arrays = packed.arrays(np.arange(packed.n_samples))
+        total = TokenObjective(GPT.from_stored(read_run(out))).total(*map(torch.from_numpy, arrays))
+    found = perplexity(pipe.task, pipe.model, records)
+    assert found == pytest.approx(math.exp(float(total.nats) / total.weight), rel=1e-4)
+    run(["translate", "--model", str(out), "--max-new-tokens", "6", "red cat sun"])
+    assert capsys.readouterr().out.strip()
+
+
+def test_only_a_chat_ranks(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="a classification model ranks no passages; a chat does"):
+        pipeline("classification", folder / "classification").ranker(["a"])
+    gains = pipeline("chat", folder / "base").ranker(["red cat", "sun"]).gains("cat?", ["red cat", "sun"])
+    assert gains.shared[0] > 0 == gains.shared[1] and np.isfinite(gains.total).all()
 
 
 def test_a_hugging_face_folder_is_a_base_like_any_other(folder: Path) -> None:

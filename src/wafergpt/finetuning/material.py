@@ -18,6 +18,7 @@ from wafergpt.tasks import columns, registry
 from wafergpt.tasks.classification import Classification
 from wafergpt.tasks.examples import Examples, collect, leaks, split_off
 from wafergpt.tasks.task import Objective, Record, Task
+from wafergpt.tasks.translation import Translation
 from wafergpt.tokenizer.bpe import Tokenizer
 
 
@@ -78,6 +79,8 @@ def gather(base: StoredModel, path: Path, examples: ExamplesConfig, window: int,
     learned = collect(task, train, tokenizer, window, what=str(path))
     notices = [learned.report(str(path))]
     judged = None
+    if isinstance(task, Translation) and task.sources:
+        notices.append(f"kept with the model, as its memory: {len(task.sources):,} training pairs")
     if validation:
         judged = collect(task, validation, tokenizer, window, what=origin)
         notices.append(judged.report(origin))

@@ -113,9 +113,9 @@ class PackedExamples:
     def arrays(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
         """(ids [N], lengths [n], targets) of these rows' examples, end to end.
 
-        Targets are the next tokens [N] with -100 where none counts, or these beside their hints, id and nats
-        [N, 3], float64; labels [n]; or spans [N, 3]: 1 at an
-        answer's first and at its last token, and what is added to logits, -infinity outside of the passage.
+        Targets are the next tokens [N] with -100 where none counts, or these beside the id and the nats of
+        their hints [N, 3]; labels [n]; or spans [N, 3]: 1 at an answer's first and at its last token, and
+        what is added to logits, -infinity outside of the passage. Float32 holds every id below 2^24.
         """
         chosen = [self.examples[i] for row in rows for i in self.rows[row]]
         ids = np.array([i for example in chosen for i in example.ids[: example.n_positions]], np.int64)
@@ -151,7 +151,7 @@ def _targets(examples: Sequence[Encoded], objective: Objective) -> npt.NDArray[A
     if not any(example.hints for example in examples):
         return wanted
     hints = [hint for example in examples for hint in example.hints[1:]]
-    return np.concatenate([wanted[:, None], np.array(hints, np.float64)], 1)
+    return np.concatenate([wanted[:, None], np.array(hints)], 1, dtype=np.float32)
 
 
 def _span_target(example: Encoded) -> npt.NDArray[np.float32]:

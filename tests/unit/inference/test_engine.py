@@ -130,6 +130,23 @@ def test_score_and_hidden() -> None:
     assert np.array_equal(last.states, states.states[-1:])
 
 
+def test_a_guide_leads_what_is_scored() -> None:
+    """By position: the guide is told the tokens after the given ones, and all log-probabilities are by it."""
+    ids = tuple(np.random.default_rng(0).integers(0, V, 12).tolist())
+
+    def raised(new_ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
+        assert list(new_ids) == list(ids[8 : 8 + len(new_ids)])
+        return logits + np.float32(3) * (np.arange(V) == len(new_ids)).astype(np.float32)
+
+    (scored,) = engine()[0].run([Score(token_ids=ids, n_context=8, n_top=1, guide=raised)])
+    assert isinstance(scored, Scored) and len(scored.scores) == 4
+    for n, score in enumerate(scored.scores):
+        row = np.array(log_p(ids[: 8 + n])) + 3.0 * (np.arange(V) == n)
+        row -= np.log(np.exp(row).sum())
+        assert score.log_probability == pytest.approx(row[ids[8 + n]], abs=1e-5)
+        assert score.top[0][0] == int(row.argmax())
+
+
 def test_endings() -> None:
     plain = by_hand((1,), SamplingConfig(seed=3, max_new_tokens=30))
     stop = plain[7]
