@@ -130,23 +130,6 @@ def test_score_and_hidden() -> None:
     assert np.array_equal(last.states, states.states[-1:])
 
 
-def test_a_guide_leads_what_is_scored() -> None:
-    """By position: the guide is told the tokens after the given ones, and all log-probabilities are by it."""
-    ids = tuple(np.random.default_rng(0).integers(0, V, 12).tolist())
-
-    def raised(new_ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
-        assert list(new_ids) == list(ids[8 : 8 + len(new_ids)])
-        return logits + np.float32(3) * (np.arange(V) == len(new_ids)).astype(np.float32)
-
-    (scored,) = engine()[0].run([Score(token_ids=ids, n_context=8, n_top=1, guide=raised)])
-    assert isinstance(scored, Scored) and len(scored.scores) == 4
-    for n, score in enumerate(scored.scores):
-        row = np.array(log_p(ids[: 8 + n])) + 3.0 * (np.arange(V) == n)
-        row -= np.log(np.exp(row).sum())
-        assert score.log_probability == pytest.approx(row[ids[8 + n]], abs=1e-5)
-        assert score.top[0][0] == int(row.argmax())
-
-
 def test_endings() -> None:
     plain = by_hand((1,), SamplingConfig(seed=3, max_new_tokens=30))
     stop = plain[7]
@@ -217,20 +200,6 @@ def test_a_mask_that_fails_fails_alone() -> None:
     assert isinstance(bad, Failed) and bad.message == "KeyError: 'grammar'"
     assert list(only(good)) == by_hand((2,), config)
     assert not backend.tokens
-
-
-@pytest.mark.parametrize("n_beams", [1, 3])
-def test_a_guide_leads_a_request(n_beams: int) -> None:
-    found, _ = engine()
-
-    def counting(new_ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
-        return np.where(np.arange(V) == len(new_ids) + 4, np.float32(1e3), logits)
-
-    config = SamplingConfig(temperature=0, max_new_tokens=4)
-    request = Generate(prompt_ids=(1,), sampling=config, guide=counting, n_beams=n_beams)
-    other = Generate(prompt_ids=(2,), sampling=config)
-    guided, good = found.run([request, other])
-    assert list(only(guided)) == [4, 5, 6, 7] and list(only(good)) == by_hand((2,), config)
 
 
 def test_logits_that_are_not_finite_fail_their_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
