@@ -1,8 +1,8 @@
 """Which of several answers to give: the one most like all of them.
 
 Minimum Bayes risk (Kumar and Byrne 2004) with chrF as what is gained: where a model is unsure, each of its
-translations goes wrong elsewhere, and what they share is likelier right than any (Eikema and Aziz 2020, Is MAP
-decoding all you need?, arXiv 2005.10283).
+translations goes wrong elsewhere, and what they share is likelier right than any (Eikema and Aziz 2020,
+Is MAP decoding all you need?, arXiv 2005.10283).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RECALL_WEIGHT = 2.0  # its beta
 
 
 def most_agreed(texts: Sequence[str]) -> tuple[int, float]:
-    """The text of the highest mean chrF with all texts, itself too; among equals the first; and that mean, 0..1.
+    """Which text has the highest mean chrF with all, itself too, and that mean, 0..1; among equals the first.
 
     Raises ConfigError without a text.
     """
