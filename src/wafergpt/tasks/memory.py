@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import islice, pairwise
+from itertools import pairwise
 
 _WORD = re.compile(r"\b\w\w+\b")
 
@@ -23,18 +23,15 @@ class Memory:
             for word, value in self._row(text).items():
                 self._with[word].append((number, value))
 
-    def nearest(self, source: str, n: int = 1, *, itself: bool = True) -> list[str]:
-        """Targets of the at most `n` sources most like this one, best first; `itself`: also of an equal one.
-
-        Sources that share no term with it are not among them, and each target is there once.
-        """
+    def nearest(self, source: str, *, itself: bool = True) -> str:
+        """The target of the source most like this one, "" if none is; `itself`: also of an equal source."""
         found: defaultdict[int, float] = defaultdict(float)
         for word, value in self._row(source).items():
             for number, other in self._with[word]:
                 found[number] += value * other
-        likely = [number for number in found if itself or self._sources[number] != source]
-        likely.sort(key=lambda number: (-found[number], number))
-        return list(islice(dict.fromkeys(self._targets[number] for number in likely), n))
+        likely = (number for number in found if itself or self._sources[number] != source)
+        best = min(likely, key=lambda number: (-found[number], number), default=None)
+        return "" if best is None else self._targets[best]
 
     def _row(self, text: str) -> dict[str, float]:
         row = {word: n * self._idf[word] for word, n in Counter(_terms(text)).items() if word in self._idf}

@@ -54,16 +54,15 @@ class Hints(StrEnum):
 class Translation:
     """Fields `source` and `target`. The confidence is the geometric mean of the tokens' probabilities.
 
-    With `candidates` above 1 that many translations are written and the most agreed is given, its confidence
-    the mean chrF with all of them: the first as asked for, each other one after the next similar pair
-    (`hints=memory`) or sampled. With `hints=memory` the pairs learned from are kept with the task: whoever
-    has the model has them.
+    With `candidates` above 1 that many are written, the first as asked for and the others drawn, and the most
+    agreed is given; its confidence is its mean chrF with all of them (`consensus`). With `hints=memory` the
+    pairs learned from are kept with the task: whoever has the model has them.
     """
 
     template: str = "{source}\nTranslation:"
     hints: Hints = Hints.NONE
     follow: float = 0.0  # nats that a hint has in use beyond those in training: the more, the closer
-    candidates: int = 1  # translations written, to choose from
+    candidates: int = 1  # translations that are written, to choose from
     sources: tuple[str, ...] = ()  # of the memory; learned
     targets: tuple[str, ...] = ()
 
@@ -113,8 +112,8 @@ class Translation:
         example = asked_and_told(prompt, told, window)
         if self.hints is Hints.NONE:
             return [example]
-        followed = self._followed(record, 1, itself=False)
-        hints = hints_for(told, self._places(followed[0], tokenizer)) if followed else [NO_HINT] * len(told)
+        places = self._places(record, tokenizer, itself=False)
+        hints = [NO_HINT] * len(told) if places is None else hints_for(told, places)
         return [replace(example, hints=(NO_HINT,) * len(prompt) + tuple(hints))]
 
     def _prompt(self, record: Record, tokenizer: Tokenizer) -> list[int]:
@@ -125,39 +124,32 @@ class Translation:
         prompts = [self._prompt(record, model.tokenizer) for record in records]
         for prompt in prompts:
             check_room(prompt, model.window, "a source text")
-        followed = [self._followed(record, self.candidates) for record in records]
-        written = []
-        for number in range(self.candidates):
-            guides = [self._guide(texts, number, model.tokenizer) for texts in followed]
-            drawn = decoding if number == 0 or self.hints is Hints.MEMORY else _sampled(decoding, number)
-            written.append(write_answers(model, [tuple(prompt) for prompt in prompts], drawn, guides))
+        guides = [self._guide(record, model.tokenizer) for record in records]
+        written = [
+            write_answers(model, [tuple(prompt) for prompt in prompts], drawn, guides)
+            for drawn in _decodings(decoding, self.candidates)
+        ]
         return [_chosen(candidates) for candidates in zip(*written, strict=True)]
 
-    def _guide(self, followed: Sequence[str], number: int, tokenizer: Tokenizer) -> Hinted | None:
-        """Of candidate `number`; where fewer pairs are similar, again of the last of them."""
-        if not followed:
-            return None
-        return Hinted(self._places(followed[min(number, len(followed) - 1)], tokenizer), self.follow)
+    def _guide(self, record: Record, tokenizer: Tokenizer) -> Hinted | None:
+        places = None if self.hints is Hints.NONE else self._places(record, tokenizer)
+        return None if places is None else Hinted(places, self.follow)
 
     @cached_property
     def _memory(self) -> Memory:
         return Memory(self.sources, self.targets)
 
-    def _followed(self, record: Record, n: int, *, itself: bool = True) -> list[str]:
-        """Texts to follow, best first, if there are any; `itself`: a memory may know this source."""
-        if self.hints is Hints.NONE:
-            return []
-        source = text_of(record, "source").strip()
-        if self.hints is Hints.SOURCE:
-            return [source]
-        return [text for text in self._memory.nearest(source, n, itself=itself) if text.strip()]
-
-    def _places(self, followed: str, tokenizer: Tokenizer) -> Places:
-        ids = tokenizer.encode(f" {followed.strip()}")
-        if self.hints is Hints.SOURCE:
-            return Places(ids, tokenizer.end_of_text_id)
-        chances = _chances(self.targets, tokenizer)
-        return Places(ids, tokenizer.end_of_text_id, lambda token_id: float(chances[token_id]))
+    def _places(self, record: Record, tokenizer: Tokenizer, *, itself: bool = True) -> Places | None:
+        """In the text that is followed, if there is one; `itself`: a memory may know this source."""
+        followed = text_of(record, "source").strip()
+        if self.hints is Hints.MEMORY:
+            followed = self._memory.nearest(followed, itself=itself).strip()
+            if not followed:
+                return None
+            chances = _chances(self.targets, tokenizer)
+            ids = tokenizer.encode(f" {followed}")
+            return Places(ids, tokenizer.end_of_text_id, lambda token_id: float(chances[token_id]))
+        return Places(tokenizer.encode(f" {followed}"), tokenizer.end_of_text_id)
 
     def score(self, answers: Sequence[Answer], records: Sequence[Record]) -> dict[str, float]:
         """BLEU and chrF. Raises MissingDependencyError without sacrebleu."""
@@ -165,14 +157,11 @@ class Translation:
         return metrics.bleu_and_chrf(found, wanted, chinese=metrics.has_chinese(wanted))
 
 
-def _sampled(decoding: Decoding, number: int) -> Decoding:
-    """For a candidate that nothing else would make another one."""
-    return replace(
-        decoding,
-        temperature=decoding.temperature or SAMPLED_AT,
-        seed=(decoding.seed or 0) + number,
-        n_beams=1,
-    )
+def _decodings(decoding: Decoding, n: int) -> list[Decoding]:
+    """As asked for, then n - 1 that draw."""
+    drawn = replace(decoding, temperature=decoding.temperature or SAMPLED_AT, n_beams=1)
+    seed = decoding.seed or 0
+    return [decoding, *(replace(drawn, seed=seed + i) for i in range(1, n))]
 
 
 def _chosen(candidates: Sequence[Answer]) -> Answer:
