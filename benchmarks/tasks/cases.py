@@ -91,7 +91,7 @@ CASES = (
         measure="ranked_first",
         n_train=1_920,
         n_validation=60,
-        n_test=100,
+        n_test=300,
         seq_len=320,
         batch_examples=5,
     ),

@@ -228,7 +228,7 @@ def rank(
 ) -> dict[str, float]:
     """How often the right passage comes first.
 
-    By all that `tasks.ranking` counts; by what stands after the question alone; with TF-IDF's scores added.
+    By all that `tasks.ranking` counts; by how likely the question is after it alone; with TF-IDF's scores added.
     """
     ranker = pipe.ranker([text for _, candidates in sets.values() for texts in candidates for text in texts])
     found = {}
@@ -238,7 +238,7 @@ def rank(
         both = standard(ours) + standard(baselines.cosines(train, asked, candidates))
         found |= {
             name: first_share(ours),
-            f"{name}_by_context": first_share(np.array([of.told for of in gains])),
+            f"{name}_by_context": first_share(np.array([of.asked for of in gains])),
             f"{name}_with_tfidf": first_share(both),
         }
     return found

@@ -1,10 +1,10 @@
 """Which passage answers a question: what each gains by it, in nats, as a language model counts them.
 
-Two parts, added: what the passage's first tokens gain when the question stands before it; and, for each word
-that question and passage share, how surprising the model finds it in the passage alone. The second is the
-likelihood ratio of "this word was taken from the question" to "it was not", an even chance before: a rare
-word is worth much, a common one nothing (cf. Ponte and Croft 1998, A language modeling approach to
-information retrieval).
+Two parts, added: what the question gains when the passage stands before it, the likelihood of a query (Ponte
+and Croft 1998, A language modeling approach to information retrieval), which compares passages by the same
+tokens; and, for each word that question and passage share, how surprising the model finds it in the passage
+alone. The second is the likelihood ratio of "this word was taken from the passage" to "it was not", an even
+chance before: a rare word is worth much, a common one nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from wafergpt.config import require
 from wafergpt.errors import shown
-from wafergpt.tasks.chat import USER, Chat, Message
+from wafergpt.tasks.chat import Chat
 from wafergpt.tasks.shared_words import stem
 from wafergpt.tasks.task import Ids, Model
 
-N_TOLD = 48  # tokens of a passage that are read after the question
+N_READ = 200  # tokens of a passage that are read before the question
 _WORD = re.compile(r"\w+")
 
 
@@ -30,13 +30,13 @@ _WORD = re.compile(r"\w+")
 class Gains:
     """Nats of each passage, [n]."""
 
-    told: NDArray[np.float64]  # its first tokens, with the question before it
+    asked: NDArray[np.float64]  # the question, with the passage before it
     shared: NDArray[np.float64]  # words that it shares with the question
 
     @property
     def total(self) -> NDArray[np.float64]:
         """What to rank by."""
-        return self.told + self.shared
+        return self.asked + self.shared
 
 
 class Ranker:
@@ -47,13 +47,13 @@ class Ranker:
         require(len(passages) > 0, "there is no passage to rank")
         require(all(text.strip() for text in passages), "a passage to rank must not be empty")
         self._task, self._model = task, model
-        self._read: dict[str, tuple[Ids, list[float], dict[str, float]]] = {}  # ids, nats alone, its words
-        bare = (model.tokenizer.end_of_text_id, *model.tokenizer.encode(task.assistant))
+        self._bare = (model.tokenizer.end_of_text_id, *model.tokenizer.encode(task.assistant))
+        self._read: dict[str, tuple[Ids, dict[str, float]]] = {}  # its ids, how surprising its words are
         texts = list(dict.fromkeys(passages))
         told = [tuple(model.tokenizer.encode(f" {text.strip()}")) for text in texts]
-        rows = [((*bare, *ids)[: model.window], len(bare)) for ids in told]
+        rows = [((*self._bare, *ids)[: model.window], len(self._bare)) for ids in told]
         for text, ids, nats in zip(texts, told, model.log_probabilities(rows), strict=True):
-            self._read[text] = (ids, nats, self._surprises(ids, nats))
+            self._read[text] = (ids, self._surprises(ids, nats))
 
     def gains(self, question: str, passages: Sequence[str]) -> Gains:
         """Of each of the passages, which were given before.
@@ -62,26 +62,26 @@ class Ranker:
         """
         unknown = next((text for text in passages if text not in self._read), None)
         require(unknown is None, f"not among the passages that were read: {shown(unknown)}")
-        tokenizer, window = self._model.tokenizer, self._model.window
-        prompt = tuple(self._task.prompt([Message(role=USER, content=question)], tokenizer))
+        bare = self._bare
+        said = tuple(self._model.tokenizer.encode(f"\n{self._task.user} {question.strip()}"))
+        room = self._model.window - len(bare) - len(said)
         require(
-            len(prompt) < window, f"a question has {len(prompt)} tokens with its prompt; {window} are read"
+            room > 0,
+            f"a question has {len(bare) + len(said)} tokens with its prompt; {self._model.window} are read",
         )
-        rows = [((*prompt, *self._read[text][0][:N_TOLD])[:window], len(prompt)) for text in passages]
-        after = self._model.log_probabilities(rows)
-        told = [
-            sum(nats) - sum(self._read[t][1][: len(nats)]) for t, nats in zip(passages, after, strict=True)
-        ]
+        heads = [bare, *((*bare, *self._read[text][0][: min(room, N_READ)]) for text in passages)]
+        rows = [((*head, *said), len(head)) for head in heads]
+        alone, *after = (sum(nats) for nats in self._model.log_probabilities(rows))
         asked = {stem(word) for word in _WORD.findall(question)}
         shared = [
             sum(
                 float(np.logaddexp(0.0, surprise - np.log(len(asked))))
-                for word, surprise in self._read[text][2].items()
+                for word, surprise in self._read[text][1].items()
                 if word in asked
             )
             for text in passages
         ]
-        return Gains(np.array(told), np.array(shared))
+        return Gains(np.array(after) - alone, np.array(shared))
 
     def _surprises(self, ids: Ids, nats: Sequence[float]) -> dict[str, float]:
         """Stem -> nats of its first word in the passage: those of the tokens that end in it."""

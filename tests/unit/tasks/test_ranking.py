@@ -1,4 +1,4 @@
-"""What a passage gains by a question, counted by hand from a model whose nats are a rule of its text."""
+"""What a question gains by a passage, counted by hand from a model whose nats are a rule of its text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from task_lab import RuleModel
 
 from wafergpt.errors import ConfigError
 from wafergpt.tasks.chat import Chat
-from wafergpt.tasks.ranking import N_TOLD, Ranker
+from wafergpt.tasks.ranking import N_READ, Ranker
 from wafergpt.tasks.task import Ids
 
 
 class PerLetter(RuleModel):
-    """Each byte costs 1 nat, an x 3; after a question that ends in `!` half as much."""
+    """Each byte costs 1 nat, an x 3; after a passage with `!` half as much."""
 
     def log_probabilities(self, rows: Sequence[tuple[Ids, int]]) -> list[list[float]]:
         self.rows = list(rows)
@@ -28,15 +28,15 @@ class PerLetter(RuleModel):
 
 
 def test_both_parts_by_hand() -> None:
-    passages = ["max tax, max", "min"]
+    passages = ["max tax, max!", "min"]
     ranker = Ranker(Chat(), PerLetter(window=400), passages)
-    gains = ranker.gains("tax min!", passages)
-    nats = 13 + 3 * 2  # " max tax, max": three x cost 2 more each
-    np.testing.assert_allclose(gains.told, [nats / 2, 4 / 2])
+    gains = ranker.gains("tax min", passages)
+    nats = len("\nUser: tax min") + 2  # an x costs 2 more
+    np.testing.assert_allclose(gains.asked, [nats / 2, 0.0])
     # "tax" costs 5 nats, "min" 3; two words were asked for
     expected = [math.log1p(math.exp(5) / 2), math.log1p(math.exp(3) / 2)]
     np.testing.assert_allclose(gains.shared, expected)
-    np.testing.assert_allclose(gains.total, gains.told + gains.shared)
+    np.testing.assert_allclose(gains.total, gains.asked + gains.shared)
     assert ranker.gains("nothing of it", passages).shared.tolist() == [0, 0]
 
 
@@ -47,13 +47,15 @@ def test_a_word_counts_once_and_by_its_first_letters() -> None:
     np.testing.assert_allclose(ranker.gains("Inserting", passages).shared, [once, 0.0])
 
 
-def test_only_the_beginning_is_read_after_the_question() -> None:
-    model = PerLetter(window=400)
-    passages = ["a" * 200]
-    ranker = Ranker(Chat(), model, passages)
-    assert len(model.rows[0][0]) - model.rows[0][1] == 201
-    ranker.gains("q!", passages)
-    assert len(model.rows[0][0]) - model.rows[0][1] == N_TOLD
+def test_the_beginning_of_a_long_passage_is_read_and_all_of_the_question() -> None:
+    for window, n_read in ((400, N_READ), (100, 100 - len("|Assistant:") - len("\nUser: why"))):
+        model = PerLetter(window=window)
+        passages = ["a" * 300]
+        Ranker(Chat(), model, passages).gains(" why ", passages)
+        alone, after = model.rows
+        assert model.tokenizer.decode(alone[0][alone[1] :]) == "\nUser: why"
+        assert model.tokenizer.decode(after[0][after[1] :]) == "\nUser: why"
+        assert after[1] - alone[1] == n_read and len(after[0]) <= window
 
 
 def test_words_of_several_bytes_a_letter() -> None:
