@@ -228,7 +228,7 @@ def rank(
 ) -> dict[str, float]:
     """How often the right passage comes first.
 
-    By all that `tasks.ranking` counts; by how likely the question is after it alone; with TF-IDF's scores added.
+    By all that `tasks.ranking` counts; by the question after the passage alone; with TF-IDF's scores added.
     """
     ranker = pipe.ranker([text for _, candidates in sets.values() for texts in candidates for text in texts])
     found = {}
