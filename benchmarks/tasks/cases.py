@@ -42,8 +42,9 @@ def _translation(dataset: str, n_train: int, frequency_penalty: float, **rest: A
         n_train=n_train,
         n_validation=60,
         n_test=150,
+        seq_len=160,
         frequency_penalty=frequency_penalty,
-        **{"seq_len": 160, **rest},
+        **rest,
     )
 
 
@@ -68,16 +69,7 @@ CASES = (
         settings={"hints": "source", "follow": 1.0, "candidates": 8},
     ),
     _translation("help-en-fr", 4_000, 0.6, batch_examples=8, epochs=2.0),
-    _translation(
-        "help-en-zh",
-        3_000,
-        0.0,
-        batch_examples=5,
-        epochs=2.0,
-        settings={"hints": "memory", "candidates": 8},
-        seq_len=300,
-        max_new_tokens=300,
-    ),
+    _translation("help-en-zh", 2_500, 0.0, settings={"hints": "memory", "follow": 1.0}, max_new_tokens=240),
     Case(
         dataset="squad",
         measure="f1",
