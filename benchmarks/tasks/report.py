@@ -25,14 +25,14 @@ from wafergpt.training import metrics
 # What the pre-trained model is held against, where the data set has it.
 RIVALS = ("random weights", "TF-IDF + logistic regression", "copy of the source", "nearest training pair",
           "best sentence", "TF-IDF", "the base, before")  # fmt: skip
-OURS = "pre-trained"
+OURS, OUR_LORA = "pre-trained", "pre-trained, LoRA"
 WAYS = {  # of ranking: what else is measured
     "by_context": "without the words it shares with the question",
     "with_tfidf": "together with TF-IDF",
 }
 EARLIER = "earlier"  # of a case that an older run measured: when and where
 WANTED_DROP = 0.2  # of perplexity, after tuning to one author
-COLOURS = {OURS: "tab:blue", "pre-trained, LoRA": "tab:orange", "random weights": "tab:gray"}
+COLOURS = {OURS: "tab:blue", OUR_LORA: "tab:orange", "random weights": "tab:gray"}
 
 
 def gather(cases: Sequence[Case], out: Path, *, n_params: int, seconds: float) -> dict[str, Any]:
@@ -135,9 +135,12 @@ def _cell(values: list[float]) -> str:
 
 
 def verdicts(case: dict[str, Any]) -> list[str]:
-    """`beats` or `misses`, for each rival; where TF-IDF ranks too, also without shared words, and with it."""
+    """`beats` or `misses`, for each rival.
+
+    LoRA's stands beside a miss; where TF-IDF ranks too, also without shared words, and with it.
+    """
     measure, methods, lower = case["measure"], case["methods"], case["lower"]
-    ours = _values(methods, OURS, measure)
+    ours, by_lora = (_values(methods, method, measure) for method in (OURS, OUR_LORA))
     lines = []
     for rival in RIVALS:
         theirs = _values(methods, rival, measure)
@@ -145,6 +148,10 @@ def verdicts(case: dict[str, Any]) -> list[str]:
             continue
         drop = WANTED_DROP if rival == "the base, before" else None
         lines.append(_verdict(f"{rival}: {measure}", ours, theirs, lower=lower, drop=drop))
+        if by_lora and not lines[-1].startswith("beats"):
+            lines.append(
+                f"by LoRA: {_verdict(f'{rival}: {measure}', by_lora, theirs, lower=lower, drop=drop)}"
+            )
         for suffix, how in WAYS.items() if rival == "TF-IDF" else ():
             if of_way := _values(methods, OURS, f"{measure}_{suffix}"):
                 lines.append(f"{how}: {_verdict(f'{rival}: {measure}', of_way, theirs, lower=lower)}")

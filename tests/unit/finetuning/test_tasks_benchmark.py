@@ -128,6 +128,10 @@ def test_a_gain_counts_when_it_exceeds_the_spread() -> None:
     won = report.verdicts(case_of([0.8, 0.82], [0.7, 0.72], rival=rival))
     assert won == ["beats random weights: m +0.100, more than 0.020 needed"]
     assert report.verdicts(case_of([0.7, 0.9], [0.75, 0.75], rival=rival))[0].startswith("**misses**")
+    case = case_of([0.7], [0.75], rival=rival)
+    case["methods"]["pre-trained, LoRA"] = [{"m": 0.8}]
+    by_lora = report.verdicts(case)[1]
+    assert by_lora == "by LoRA: beats random weights: m +0.050, more than 0.000 needed"
     rival = "the base, before"  # a fifth less is asked for
     drop = [report.verdicts(case_of([ours], [90.0], lower=True, rival=rival))[0] for ours in (70.0, 80.0)]
     assert drop[0].startswith("beats") and drop[1].startswith("**misses**")
