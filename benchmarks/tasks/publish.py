@@ -31,6 +31,8 @@ def publish(out: Path) -> Path:
     found = completed(found, newest(RESULTS))
     cpu = re.sub(r"[^a-z0-9]+", "-", found["machine"].partition(",")[0].lower()).strip("-")
     path = RESULTS / f"tasks_{cpu}_{found['date']}.json"
+    for same_day in RESULTS.glob(f"tasks_*_{found['date']}.json"):
+        same_day.unlink()  # what this run did not measure of it is in `found`
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for name in measured:
         shutil.copy(out / f"{name}.png", PICTURES / f"tasks_{name}.png")

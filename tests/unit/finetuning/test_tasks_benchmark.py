@@ -193,3 +193,36 @@ def test_the_document_shows_the_newest_results() -> None:
     page = (ROOT / "docs/explanation/task_scores.md").read_text(encoding="utf-8")
     assert report.render(found) in page
     assert report.render({**found, "n_params": 1}) not in page
+
+
+def test_a_second_run_of_a_day_takes_the_place_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files of one date would leave open which is the newest."""
+    for name in ("results", "pictures", "run"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(publish, "PICTURES", tmp_path / "pictures")
+    monkeypatch.setattr(publish, "PAGE", tmp_path / "page.md")
+    (tmp_path / "page.md").write_text(f"before\n{publish.MARK}\nold\n{publish.MARK}\nafter\n")
+    case = {
+        **case_of([0.8], [0.7], rival="random weights"),
+        **{"task": "t", "sizes": {"train": 1}, "trained_s": {}, "epochs": 1, "steps": 1},
+    }
+    for machine, name in (("First, 2 cores", "squad"), ("Second, 2 cores", "intents")):
+        found = {
+            "date": "2026-01-02",
+            "machine": machine,
+            "n_params": 7,
+            "seconds": 60,
+            "cases": {name: case},
+        }
+        (tmp_path / "run" / "scores.json").write_text(json.dumps(found))
+        (tmp_path / "run" / f"{name}.png").write_bytes(b"picture")
+        publish.publish(tmp_path / "run")
+    (kept,) = (tmp_path / "results").iterdir()
+    assert kept.name == "tasks_second_2026-01-02.json"
+    assert set(json.loads(kept.read_text())["cases"]) == {"squad", "intents"}
+    page = (tmp_path / "page.md").read_text()
+    assert page.startswith("before") and page.endswith("after\n") and "old" not in page
+    assert "**Of an earlier run:** 2026-01-02, First, 2 cores" in page
