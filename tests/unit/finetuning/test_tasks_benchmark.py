@@ -207,7 +207,11 @@ def test_a_second_run_of_a_day_takes_the_place_of_the_first(
     (tmp_path / "page.md").write_text(f"before\n{publish.MARK}\nold\n{publish.MARK}\nafter\n")
     case = {
         **case_of([0.8], [0.7], rival="random weights"),
-        **{"task": "t", "sizes": {"train": 1}, "trained_s": {}, "epochs": 1, "steps": 1},
+        "task": "t",
+        "sizes": {"train": 1},
+        "trained_s": {},
+        "epochs": 1,
+        "steps": 1,
     }
     for machine, name in (("First, 2 cores", "squad"), ("Second, 2 cores", "intents")):
         found = {
