@@ -31,9 +31,9 @@ def publish(out: Path) -> Path:
     found = completed(found, newest(RESULTS))
     cpu = re.sub(r"[^a-z0-9]+", "-", found["machine"].partition(",")[0].lower()).strip("-")
     path = RESULTS / f"tasks_{cpu}_{found['date']}.json"
-    for same_day in RESULTS.glob(f"tasks_*_{found['date']}.json"):
-        same_day.unlink()  # what this run did not measure of it is in `found`
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for same_day in set(RESULTS.glob(f"tasks_*_{found['date']}.json")) - {path}:
+        same_day.unlink()  # what this run did not measure of it is in `found`
     for name in measured:
         shutil.copy(out / f"{name}.png", PICTURES / f"tasks_{name}.png")
     before, _, after = PAGE.read_text(encoding="utf-8").split(MARK)

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,17 @@ def test_a_translation_with_hints(folder: Path, capsys: pytest.CaptureFixture[st
     assert found == pytest.approx(math.exp(float(total.nats) / total.weight), rel=1e-4)
     run(["translate", "--model", str(out), "--max-new-tokens", "6", "red cat sun"])
     assert capsys.readouterr().out.strip()
+
+
+def test_the_most_agreed_of_several_is_the_same_each_time(folder: Path) -> None:
+    """What is drawn has seeds of its own; the confidence is how much all agree, below 1 when one differs."""
+    model = ["finetune", *of(folder, "translation"), "--epochs", "1", "--setting", "candidates=4"]
+    run([*model, "--out", str(folder / "several")])
+    pipe = pipeline("translation", folder / "several")
+    said = [pipe("red cat sun", max_new_tokens=8) for _ in range(2)]
+    assert said[0] == said[1] and 0 < said[0].confidence < 1
+    one = replace(pipe.task, candidates=1).answer(pipe.model, [{"source": "red cat sun"}], pipe.decoding({}))
+    assert one[0].confidence != said[0].confidence
 
 
 def test_only_a_chat_ranks(folder: Path) -> None:

@@ -33,7 +33,8 @@ def most_agreed(texts: Sequence[str]) -> tuple[int, float]:
 def chrf_table(texts: Sequence[str]) -> NDArray[np.float64]:
     """[found, wanted], 0..1: chrF of each text if each other one is right (Popović 2015, W15-3049).
 
-    As sacrebleu's for single texts: without white space, over the lengths that both have.
+    As sacrebleu's for single texts: without white space, over the lengths that both have. Counted here, since
+    a model is used without sacrebleu, which only scoring needs.
     """
     runs = [_runs(text) for text in texts]
     return np.array([[_chrf(found, wanted) for wanted in runs] for found in runs])

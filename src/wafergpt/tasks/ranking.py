@@ -58,6 +58,8 @@ class Ranker:
     def gains(self, question: str, passages: Sequence[str]) -> Gains:
         """Of each of the passages, which were given before.
 
+        A passage's first `N_READ` tokens stand before the question, fewer where the window is short; a system
+        message does not.
         Raises ConfigError for another passage, or a question longer than the window.
         """
         unknown = next((text for text in passages if text not in self._read), None)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -230,3 +234,38 @@ def test_a_second_run_of_a_day_takes_the_place_of_the_first(
     page = (tmp_path / "page.md").read_text()
     assert page.startswith("before") and page.endswith("after\n") and "old" not in page
     assert "**Of an earlier run:** 2026-01-02, First, 2 cores" in page
+
+
+PARENT = """
+import multiprocessing, os, sys, time
+sys.path.insert(0, sys.argv[1])
+from workers import on_one_core
+
+if __name__ == "__main__":
+    core = min(os.sched_getaffinity(0))
+    pool = multiprocessing.get_context("spawn").Pool(1, on_one_core, (core,))
+    child = pool.apply(os.getpid)
+    pool.apply_async(time.sleep, (600,))
+    print(child, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores are chosen on Linux only")
+def test_a_job_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """Left alone it would go on in the folder of the run that takes its place."""
+    (tmp_path / "parent.py").write_text(PARENT)
+    words = [sys.executable, str(tmp_path / "parent.py"), str(ROOT / "benchmarks" / "tasks")]
+    parent = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert Path(f"/proc/{child}").exists()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    waited = time.monotonic() + 30
+    while Path(f"/proc/{child}").exists() and time.monotonic() < waited:
+        time.sleep(0.1)
+    if Path(f"/proc/{child}").exists():
+        os.kill(child, signal.SIGKILL)
+        pytest.fail("it goes on")

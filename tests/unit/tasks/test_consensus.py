@@ -37,8 +37,7 @@ def test_chrf_is_sacrebleus() -> None:
 def test_what_most_say_is_chosen() -> None:
     texts = ["a dog ran off", "the cat sat on the mat", "the cat is on the mat", "the cat sat on a mat"]
     best, agreed = most_agreed(texts)
-    assert best in (1, 3) and agreed == pytest.approx(chrf_table(texts)[best].mean())
-    assert agreed > chrf_table(texts)[0].mean()
+    assert best == 1 and agreed == pytest.approx(chrf_table(texts)[1].mean())
     assert most_agreed(["a", "b", "b"])[0] == 1  # among equals the first
 
 
