@@ -19,6 +19,7 @@ class Case:
     dataset: str
     measure: str
     settings: dict[str, Any] = field(default_factory=dict)  # of the task
+    new_tokens: int = 0  # that the vocabulary gets
     lower: bool = False
     n_train: int
     n_validation: int = 200

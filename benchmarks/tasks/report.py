@@ -62,6 +62,7 @@ def _case(case: Case, out: Path) -> dict[str, Any]:
             about = {name: value[name] for name in ("steps", "n_learned", "n_test", "left_out")}
     return {
         "task": case.task, "measure": case.measure, "lower": case.lower, "epochs": case.epochs,
+        "new_tokens": case.new_tokens,
         "sizes": sizes, **about, "trained_s": trained_s, "methods": methods,
     }  # fmt: skip
 
@@ -104,6 +105,8 @@ def section(name: str, case: dict[str, Any]) -> str:
     measures = list(dict.fromkeys(m for seeds in case["methods"].values() for m in seeds[0]))
     measures.sort(key=lambda m: m != case["measure"])
     steps = f"; epochs: {case['epochs']:g}, steps: {case['steps']:,}" if "steps" in case else ""
+    if case.get("new_tokens"):
+        steps += f"; new entries of the vocabulary: {case['new_tokens']:,}"
     earlier = [f"**Of an earlier run:** {case[EARLIER]}", ""] if EARLIER in case else []
     lines = [
         f"### {name}",

@@ -27,9 +27,10 @@ N_SHOWN = 6
 N_EVALUATIONS = 5  # of a run; each costs a third of the training of as many examples
 BASELINES = "baselines"
 PARAPHRASES = Path(__file__).parent / "paraphrases.json"
+LORA = LoRAConfig(rank=16, alpha=32.0)
 VARIANTS: dict[str, dict[str, Any]] = {
     "pre-trained": {},
-    "pre-trained, LoRA": {"lora": LoRAConfig(rank=16, alpha=32.0)},
+    "pre-trained, LoRA": {"lora": LORA},
     "random weights": {"random_weights": True},
 }
 
@@ -48,8 +49,16 @@ class Job:
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides the result, as it is stored beside it."""
-        variant = {name: str(value) for name, value in VARIANTS.get(self.method, {}).items()}
+        variant = {name: str(value) for name, value in self.variant.items()}
         return {"case": asdict(self.case), "variant": variant, "base": self.base_sha256}
+
+    @property
+    def variant(self) -> dict[str, Any]:
+        """Of the plan; adapters reach the embedding where there are entries to be learned."""
+        found = VARIANTS.get(self.method, {})
+        if "lora" in found and self.case.new_tokens:
+            return {"lora": replace(LORA, targets=(*LORA.targets, "wte"))}
+        return found
 
     def is_done(self) -> bool:
         """Whether there is a result of exactly these settings."""
@@ -138,12 +147,12 @@ def teach(job: Job) -> dict[str, Any]:
     plan = Plan(
         base=job.base,
         data=data_of(case, job.out),
-        examples=ExamplesConfig(task=case.task, settings=case.settings),
+        examples=ExamplesConfig(task=case.task, settings=case.settings, new_tokens=case.new_tokens),
         epochs=case.epochs,
         batch_examples=case.batch_examples,
         seq_len=case.seq_len,
         seed=job.seed,
-        **VARIANTS[job.method],
+        **job.variant,
     )
     started = time.perf_counter()
     config, material = api.finetune_parts(plan)

@@ -223,7 +223,7 @@ def finetune_parts(
         longest = max(rows)
     shape = DataShape(n_examples=len(rows), n_tokens=sum(rows), longest=longest)
     quick = Precision.BF16 if dispatch.bf16_supported() else Precision.FP32
-    return override(finetune_run(plan, base.config, shape, quick), overrides), material
+    return override(finetune_run(plan, material.base.config, shape, quick), overrides), material
 
 
 def finetune(

@@ -30,6 +30,7 @@ def finetune(
     batch: options.Batch = 32,
     lr: options.LearningRate = None,
     max_tokens: options.MaxTokens = None,
+    new_tokens: options.NewTokens = 0,
     lora: options.LoRA = None,
     alpha: options.Alpha = None,
     lora_target: options.LoRATarget = None,
@@ -58,7 +59,7 @@ def finetune(
         "lora": options.lora_of(lora, alpha, lora_target),
         "examples": {
             "task": task, "settings": options.settings_of(setting or ()), "validation": validation,
-            "columns": dict(options.pairs_of("--columns", columns or ())),
+            "columns": dict(options.pairs_of("--columns", columns or ())), "new_tokens": new_tokens,
         },
     }  # fmt: skip
     if resume:

@@ -43,6 +43,10 @@ LearningRate = Annotated[
 MaxTokens = Annotated[
     int | None, typer.Option(help="Longest example that is used.", show_default="the base's window")
 ]
+NewTokens = Annotated[
+    int,
+    typer.Option(help="Entries to add to the vocabulary, learned from the answers; for another language."),
+]
 LoRA = Annotated[
     int | None, typer.Option("--lora", metavar="RANK", help="Train low-rank adapters only, and merge them.")
 ]
@@ -101,7 +105,7 @@ def pairs_of(option: str, assignments: Iterable[str]) -> Iterator[tuple[str, str
 _UNTOLD: dict[str, Any] = {
     "base": None, "data": None, "epochs": 3.0, "batch_examples": 32, "peak_lr": None, "seq_len": None,
     "precision": None, "random_weights": False, "seed": 0, "class_weights": "equal", "lora": None,
-    "examples": {"task": None, "settings": {}, "validation": None, "columns": {}},
+    "examples": {"task": None, "settings": {}, "validation": None, "columns": {}, "new_tokens": 0},
 }  # fmt: skip
 
 

@@ -28,9 +28,11 @@ class ExamplesConfig:
     columns: dict[str, str] = field(default_factory=dict)  # field of the task -> column of the data
     validation: Path | None = None  # null: the data's own validation split, or a part split off
     validation_fraction: float = 0.1  # split off where the data have no validation split; 0: none
+    new_tokens: int = 0  # entries that the base's vocabulary gets, learned from the targets
 
     def __post_init__(self) -> None:
         require_finite("validation_fraction", self.validation_fraction, minimum=0.0, maximum=0.9)
+        require(self.new_tokens >= 0, f"new_tokens = {self.new_tokens} must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,4 +59,8 @@ class FineTuneConfig(TrainConfig):
         require(
             not (self.random_weights and self.lora),
             "random_weights with lora would train next to nothing; leave one of them out",
+        )
+        require(
+            self.examples.new_tokens == 0 or self.lora is None or "wte" in self.lora.targets,
+            "new_tokens with lora need the embedding among its targets, to be learned: --lora-target wte",
         )

@@ -13,6 +13,7 @@ from wafergpt.checkpoints.stored_model import StoredModel
 from wafergpt.config import require
 from wafergpt.data import records as files
 from wafergpt.errors import CheckpointError, shown
+from wafergpt.finetuning import vocabulary
 from wafergpt.finetuning.config import ClassWeights, ExamplesConfig
 from wafergpt.tasks import columns, registry
 from wafergpt.tasks.classification import Classification
@@ -26,7 +27,7 @@ from wafergpt.tokenizer.bpe import Tokenizer
 class Material:
     """See the module."""
 
-    base: StoredModel
+    base: StoredModel  # with rows for the new entries, if there are any
     tokenizer: Tokenizer
     task: Task
     train: Examples
@@ -75,9 +76,13 @@ def gather(base: StoredModel, path: Path, examples: ExamplesConfig, window: int,
     task = registry.make(examples.task, examples.settings)
     train, validation, origin = _read_splits(task, path, examples, seed)
     task = task.learn_from(train)
+    if examples.new_tokens:
+        base, tokenizer = vocabulary.widened(base, tokenizer, task, train, examples.new_tokens)
     window = min(window, base.config.max_seq_len)
     learned = collect(task, train, tokenizer, window, what=str(path))
     notices = [learned.report(str(path))]
+    if examples.new_tokens:
+        notices.append(f"vocabulary: {examples.new_tokens:,} new entries, {tokenizer.vocab_size:,} in all")
     judged = None
     if isinstance(task, Translation) and task.sources:
         notices.append(f"kept with the model, as its memory: {len(task.sources):,} training pairs")
