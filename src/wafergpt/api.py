@@ -223,7 +223,11 @@ def finetune_parts(
         longest = max(rows)
     shape = DataShape(n_examples=len(rows), n_tokens=sum(rows), longest=longest)
     quick = Precision.BF16 if dispatch.bf16_supported() else Precision.FP32
-    return override(finetune_run(plan, material.base.config, shape, quick), overrides), material
+    config = override(finetune_run(plan, material.base.config, shape, quick), overrides)
+    changed = replace(
+        plan, base=config.base, data=config.data.path, examples=config.examples, seed=config.seed
+    )
+    return (config, material) if changed == plan else finetune_parts(changed, overrides)
 
 
 def finetune(

@@ -62,5 +62,6 @@ class FineTuneConfig(TrainConfig):
         )
         require(
             self.examples.new_tokens == 0 or self.lora is None or "wte" in self.lora.targets,
-            "new_tokens with lora need the embedding among its targets, to be learned: --lora-target wte",
+            "new_tokens with lora need the embedding to be learned, too: add wte to lora.targets"
+            " (--lora-target, once for each target)",
         )

@@ -1,9 +1,11 @@
-"""A base with a larger vocabulary: entries learned from what a task's answers say, a row of weights each."""
+"""A base with a larger vocabulary: entries learned from what a task writes, a row of weights each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -11,28 +13,28 @@ from numpy.typing import NDArray
 
 from wafergpt.checkpoints.stored_model import LazyArrays, StoredModel
 from wafergpt.config import require
-from wafergpt.tasks.examples import usable
+from wafergpt.tasks.examples import collect
 from wafergpt.tasks.task import Objective, Record, Task
 from wafergpt.tokenizer.bpe import Tokenizer
 from wafergpt.tokenizer.extension import extended
 
 EMBEDDING = "wte.weight"
+_NO_WINDOW = 1 << 40  # tokens: no text is too long to learn entries from
 
 
 def widened(
     base: StoredModel, tokenizer: Tokenizer, task: Task, records: Sequence[Record], n_new: int
 ) -> tuple[StoredModel, Tokenizer]:
-    """`base` and its `tokenizer` with `n_new` entries from the targets of `records`.
+    """`base` and its `tokenizer` with `n_new` entries from what `records` teach to write.
 
-    A new entry's row is the mean of the rows of the entries that spelled it before. Raises ConfigError for a
-    task that writes nothing, DataError when the targets hold too few pairs.
+    A new entry's row is the mean of the rows of the entries that spell it. Raises ConfigError for a task that
+    writes nothing, DataError when there are too few pairs.
     """
     require(
         task.objective is Objective.TOKENS,
         f"new_tokens = {n_new} are for a task that writes; {task.name} is learned by a head",
     )
-    kept, _ = usable(task, records)
-    wider = extended(tokenizer, [f" {task.target(record).strip()}" for record in kept], n_new)
+    wider = extended(tokenizer, taught(task, records, tokenizer), n_new)
     spelled = [
         tokenizer.encode_bytes(wider.token_bytes(i)) for i in range(tokenizer.vocab_size, wider.vocab_size)
     ]
@@ -51,3 +53,11 @@ def widened(
 
     arrays = LazyArrays({name: maker(name) for name in base.arrays})
     return replace(base, config=config, arrays=arrays, tokenizer=wider), wider
+
+
+def taught(task: Task, records: Sequence[Record], tokenizer: Tokenizer) -> Iterator[str]:
+    """Every stretch of text that counts in the loss. Raises DataError when there is none."""
+    for row in collect(task, records, tokenizer, _NO_WINDOW).rows:
+        for counts, stretch in groupby(zip(row.ids, row.counted, strict=True), key=itemgetter(1)):
+            if counts:
+                yield tokenizer.decode(i for i, _ in stretch if i != tokenizer.end_of_text_id)

@@ -15,20 +15,25 @@ from tokenizers import models, trainers
 from wafergpt.config import require
 from wafergpt.errors import DataError
 from wafergpt.tokenizer.bpe import Tokenizer
+from wafergpt.tokenizer.tokenizer_file import MAX_ENTRIES
 
 _FIRST = 0xF0000  # planes 15 and 16 are private: a character stands for each entry
-_MOST = 0x10FFFE - _FIRST
+_LONGEST = 32  # of the entries there were, in a new one
 
 
 def extended(tokenizer: Tokenizer, texts: Iterable[str], n_new: int) -> Tokenizer:
     """`tokenizer` with `n_new` entries more, learned from `texts`; same input, same result.
 
     Entries it has keep their ids, its merges come first; what the texts hold is written in fewer ids.
-    Raises ConfigError for a vocabulary above 131,070 entries, DataError when the texts hold too few pairs.
+    Raises ConfigError for more than `MAX_ENTRIES` in all, DataError for texts that hold too few pairs or are
+    not UTF-8.
     """
-    require(tokenizer.vocab_size <= _MOST, f"a vocabulary of {tokenizer.vocab_size} cannot be extended")
+    total = tokenizer.vocab_size + n_new
     require(n_new >= 1, f"{n_new} new entries: there must be at least one")
+    require(total <= MAX_ENTRIES, f"{total:,} entries are more than a tokenizer may have, {MAX_ENTRIES:,}")
     form = json.loads(tokenizer.to_bytes())
+    for token in form["added_tokens"]:  # else the library counts theirs anew, after the new entries
+        form["model"]["vocab"].setdefault(token["content"], token["id"])
     ids = tokenizer.inner.get_vocab(with_added_tokens=True)
     entries = {number: text for text, number in ids.items()}
     n_old, n_got = tokenizer.vocab_size, 0
@@ -49,6 +54,7 @@ def _merges(tokenizer: Tokenizer, texts: Iterable[str], n: int) -> list[list[str
     trainer = trainers.BpeTrainer(
         vocab_size=tokenizer.vocab_size + n,
         min_frequency=2,  # a pair seen once teaches nothing
+        max_token_length=_LONGEST,
         initial_alphabet=[chr(_FIRST + i) for i in range(tokenizer.vocab_size)],
         show_progress=False,
     )
@@ -62,7 +68,13 @@ def _stand_ins(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[str]:
     assert tokenizer.inner.pre_tokenizer is not None
     known: dict[str, str] = {}
     for text in texts:
-        for piece, _ in tokenizer.inner.pre_tokenizer.pre_tokenize_str(text):
+        try:
+            pieces = tokenizer.inner.pre_tokenizer.pre_tokenize_str(text)
+        except (UnicodeEncodeError, TypeError):
+            raise DataError(
+                "text cannot be learned from: it is not UTF-8 (it holds half a character)"
+            ) from None
+        for piece, _ in pieces:
             if piece not in known:
                 tokens = tokenizer.inner.model.tokenize(piece)
                 known[piece] = "".join(chr(_FIRST + token.id) for token in tokens)

@@ -37,7 +37,7 @@ _CLASSES = {
 }
 
 # Keys that a config stored by an earlier version lacks, with what that version did.
-_ADDED_KEYS = {"schedule.first_step": 0}
+_ADDED_KEYS = {"schedule.first_step": 0, "examples.new_tokens": 0}
 
 
 def change_class(key: str) -> Change:
@@ -58,7 +58,8 @@ def compare(stored: dict[str, Any], config: TrainConfig) -> ConfigChanges:
 
     Raises ConfigError naming the keys whose change is refused.
     """
-    before, now = _ADDED_KEYS | _leaves(stored), _leaves(to_dict(config))
+    now = _leaves(to_dict(config))
+    before = {key: value for key, value in _ADDED_KEYS.items() if key in now} | _leaves(stored)
     found: dict[Change, list[str]] = {change: [] for change in Change}
     for key in [*before, *(key for key in now if key not in before)]:
         if before.get(key) != now.get(key):

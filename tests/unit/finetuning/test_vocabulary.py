@@ -17,13 +17,16 @@ import tiny_finetuning as tiny
 import wafergpt
 from wafergpt.api import finetune_parts, stored_finetune
 from wafergpt.checkpoints.native import load_checkpoint
+from wafergpt.config import to_dict
 from wafergpt.errors import ConfigError, DataError
 from wafergpt.finetuning.material import gather
-from wafergpt.finetuning.vocabulary import EMBEDDING, widened
+from wafergpt.finetuning.vocabulary import EMBEDDING, taught, widened
 from wafergpt.model.config import LoRAConfig
 from wafergpt.runs.finetune import Plan
+from wafergpt.tasks import registry
 from wafergpt.tasks.translation import Translation
 from wafergpt.training.config import Precision
+from wafergpt.training.resume import ConfigChanges, compare
 from wafergpt.training.signals import Interrupted
 from wafergpt.training.step import Trainer
 
@@ -114,13 +117,51 @@ def test_a_stopped_run_goes_on_with_the_same_entries(ram_path: Path, monkeypatch
 
 
 def test_adapters_learn_them_when_they_reach_the_embedding(ram_path: Path) -> None:
-    with pytest.raises(ConfigError, match="lora-target wte"):
+    with pytest.raises(ConfigError, match=r"add wte to lora\.targets"):
         finetune_parts(plan(ram_path, lora=LoRAConfig(rank=2)))
     config, material = finetune_parts(plan(ram_path, lora=LoRAConfig(rank=2, targets=("attn.c_attn", "wte"))))
     tiny.teach(config, material, ram_path / "out")
     learned = load_checkpoint(ram_path / "out").tensors["model"][EMBEDDING]
     assert learned.shape == (257 + N_NEW, 32)
-    assert not np.array_equal(learned, material.base.arrays[EMBEDDING])
+    assert (learned[257:] != material.base.arrays[EMBEDDING][257:]).any(1).all(), "every new row"
+
+
+@pytest.mark.parametrize("task", ["translation", "chat", "writing"])
+def test_entries_come_from_all_that_a_task_teaches_to_write(task: str) -> None:
+    tokenizer = tiny.byte_tokenizer()
+    records: dict[str, list[dict[str, Any]]] = {
+        "translation": [{"source": "never", "target": "太阳"}],
+        "chat": [{"messages": [
+            {"role": "user", "content": "never"}, {"role": "assistant", "content": "太阳"},
+            {"role": "user", "content": "neither"}, {"role": "assistant", "content": "猫咪"},
+            {"role": "user", "content": "last"},
+        ]}],
+        "writing": [{"text": "太阳猫咪"}],
+    }  # fmt: skip
+    found = "".join(taught(registry.make(task), records[task], tokenizer))
+    assert "太阳" in found and "never" not in found
+    assert ("猫咪" in found) == (task != "translation")
+
+
+def test_a_changed_key_counts_before_the_examples_are_read(ram_path: Path) -> None:
+    """`--set` changes the printed config; what the run is made of must follow."""
+    plain = dataclasses.replace(plan(ram_path), examples=tiny.ExamplesConfig(task="translation"))
+    overrides = ["examples.new_tokens=5", "examples.validation_fraction=0.5", "seed=4"]
+    config, material = finetune_parts(plain, overrides)
+    assert config.examples.new_tokens == 5 and config.model.vocab_size == 257 + 5
+    assert material.tokenizer.vocab_size == 257 + 5
+    assert material.validation is not None and 35 < len(material.validation.records) < 85
+    tiny.teach(config, material, ram_path / "out")
+
+
+def test_a_run_from_before_there_were_new_tokens_goes_on(ram_path: Path) -> None:
+    config, _ = tiny.parts(ram_path)
+    stored = to_dict(config)
+    del stored["examples"]["new_tokens"]
+    assert compare(stored, config) == ConfigChanges(free=(), inexact=())
+    other = dataclasses.replace(config, examples=dataclasses.replace(config.examples, new_tokens=3))
+    with pytest.raises(ConfigError, match="new_tokens: 0 -> 3"):
+        compare(stored, other)
 
 
 def test_what_makes_no_sense_is_refused(ram_path: Path) -> None:

@@ -84,8 +84,7 @@ def asked(task: Translation, source: str, window: int = 256) -> str:
 def test_examples_stand_before_a_source_the_most_alike_last() -> None:
     task = Translation(template="{source} =", examples=2).learn_from(PAIRS)
     wanted = "red house = maison rouge\n\nred sky = ciel rouge\n\nred sky house ="
-    alternative = "red sky = ciel rouge\n\nred house = maison rouge\n\nred sky house ="
-    assert asked(task, "red sky house") in (wanted, alternative)
+    assert asked(task, "red sky house") == wanted
     assert asked(task, "blue sky") == "red sky = ciel rouge\n\nblue sky = ciel bleu\n\nblue sky ="
     assert asked(task, "unlike") == "unlike ="
 

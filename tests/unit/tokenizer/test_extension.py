@@ -79,10 +79,26 @@ def test_another_way_to_an_entry_is_no_new_entry() -> None:
     assert wider.vocab_size == 261 and wider.token_bytes(260) == b"xy"
 
 
+@pytest.mark.parametrize("special", ["[PAD]", END_OF_TEXT])
+def test_special_tokens_beside_the_vocabulary_keep_their_ids(special: str) -> None:
+    """Folders from elsewhere have such: their ids are counted from the size of the vocabulary."""
+    specials = [END_OF_TEXT] if special == END_OF_TEXT else [END_OF_TEXT, special]
+    base = Tokenizer(byte_level(models.BPE(vocab=byte_alphabet(), merges=[]), specials))
+    wider = extended(base, chinese(50), 9)
+    assert wider.end_of_text_id == base.end_of_text_id == 256
+    n_old = base.vocab_size
+    assert [wider.token_bytes(i) for i in range(n_old)] == [base.token_bytes(i) for i in range(n_old)]
+    assert wider.vocab_size == n_old + 9 and len(wider.encode("单元格")) < 9
+
+
 def test_what_cannot_be_given_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match=r"too few pairs for 5000 new entries; they support \d+$"):
         extended(tokenizer, chinese(20), 5000)
     with pytest.raises(DataError, match=r"they support 0$"):
         extended(tokenizer, [], 1)
+    with pytest.raises(DataError, match="not UTF-8"):
+        extended(tokenizer, ["half \ud800"], 1)
+    with pytest.raises(ConfigError, match="more than a tokenizer may have, 100,000"):
+        extended(tokenizer, chinese(20), 100_000)
     with pytest.raises(ConfigError, match="at least one"):
         extended(tokenizer, chinese(20), 0)
