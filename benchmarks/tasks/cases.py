@@ -70,7 +70,9 @@ CASES = (
         settings={"hints": "source", "follow": 1.0, "candidates": 8},
     ),
     _translation("help-en-fr", 4_000, 0.6, batch_examples=8, epochs=2.0),
-    _translation("help-en-zh", 2_500, 0.0, settings={"hints": "memory", "follow": 1.0}, max_new_tokens=240),
+    _translation(
+        "help-en-zh", 4_000, 0.0, batch_examples=8, epochs=3.0, new_tokens=2_000, max_new_tokens=120
+    ),
     Case(
         dataset="squad",
         measure="f1",

@@ -31,9 +31,8 @@ USUAL: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation"),
     "title": ("title", "heading", "summary", "completion"),
     "style": ("style",),
-    "group": ("group",),  # what a record was taken from: a book, a page
 }
-OPTIONAL = ("style", "group")
+OPTIONAL = ("style",)
 # Pairs that make a conversation of two turns.
 _PAIRS = (("prompt", "completion"), ("instruction", "output"), ("question", "answer"), ("prompt", "response"))
 

@@ -1,8 +1,7 @@
 """Translation: a source text, then its translation, if wanted with hints.
 
 Hints (`pointing`) help a small model with what it has not learned: to copy from a source of the same
-language, or from the translation of a source that is like it. A model that has learned to copy can be shown
-such pairs instead, before the source (Bulté and Tezcan 2019, Neural fuzzy repair, P19-1175).
+language, or from the translation of a source that is like it.
 """
 
 from __future__ import annotations
@@ -40,8 +39,6 @@ from wafergpt.tasks.task import (
 from wafergpt.tokenizer.bpe import Tokenizer
 
 MOST_CANDIDATES = 64
-MOST_EXAMPLES = 32
-BETWEEN = "\n\n"  # an example and what follows it
 SAMPLED_AT = 0.7  # temperature of the candidates that are drawn
 
 
@@ -58,22 +55,16 @@ class Translation:
     """Fields `source` and `target`. The confidence is the geometric mean of the tokens' probabilities.
 
     With `candidates` above 1 that many are written, the first as asked for and the others drawn, and the most
-    agreed is given; its confidence is its mean chrF with all of them (`consensus`). With `hints=memory` or
-    `examples` the pairs learned from are kept with the task: whoever has the model has them. In training a
-    pair's memory is the others, where records have a `group` those of other groups: a new source will have no
-    pair of its own page.
+    agreed is given; its confidence is its mean chrF with all of them (`consensus`). With `hints=memory` the
+    pairs learned from are kept with the task: whoever has the model has them.
     """
 
     template: str = "{source}\nTranslation:"
     hints: Hints = Hints.NONE
     follow: float = 0.0  # nats that a hint has in use beyond those in training: the more, the closer
     candidates: int = 1  # translations that are written, to choose from
-    examples: int = (
-        0  # of the memory, the most alike last, that stand before a source; fewer where it is long
-    )
     sources: tuple[str, ...] = ()  # of the memory; learned
     targets: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
 
     name = "translation"
     asked = ("source",)
@@ -92,29 +83,15 @@ class Translation:
             1 <= self.candidates <= MOST_CANDIDATES,
             f"candidates = {self.candidates} must be 1 to {MOST_CANDIDATES}",
         )
-        require(
-            0 <= self.examples <= MOST_EXAMPLES,
-            f"examples = {self.examples} must be 0 to {MOST_EXAMPLES}",
-        )
         require(len(self.sources) == len(self.targets), "the memory's sources and targets are not as many")
-        require(
-            len(self.groups) in (0, len(self.sources)),
-            "the memory's groups are not as many as its sources",
-        )
-
-    @property
-    def remembers(self) -> bool:
-        """Whether it uses a memory."""
-        return self.hints is Hints.MEMORY or self.examples > 0
 
     def learn_from(self, records: Sequence[Record]) -> Translation:
         """With the pairs, if it is to remember them."""
-        if not self.remembers:
+        if self.hints is not Hints.MEMORY:
             return self
-        sources, targets, groups = (
-            tuple(str(record.get(name) or "") for record in records) for name in ("source", "target", "group")
-        )
-        return replace(self, sources=sources, targets=targets, groups=groups)
+        pairs = [(str(record.get("source") or ""), str(record.get("target") or "")) for record in records]
+        sources, targets = zip(*pairs, strict=True) if pairs else ((), ())
+        return replace(self, sources=sources, targets=targets)
 
     def key(self, record: Record) -> str:
         """The source."""
@@ -131,39 +108,20 @@ class Translation:
     def encode(self, record: Record, tokenizer: Tokenizer, window: int) -> list[Encoded]:
         """Source, then the translation and an end of text, which count."""
         told = [*tokenizer.encode(" " + text_of(record, "target").strip()), tokenizer.end_of_text_id]
-        room = min(window // 2, window + 1 - len(told))
-        prompt = self._prompt(record, tokenizer, room, learning=True)
+        prompt = self._prompt(record, tokenizer)
         example = asked_and_told(prompt, told, window)
         if self.hints is Hints.NONE:
             return [example]
-        places = self._places(record, tokenizer, learning=True)
+        places = self._places(record, tokenizer, itself=False)
         hints = [NO_HINT] * len(told) if places is None else hints_for(told, places)
         return [replace(example, hints=(NO_HINT,) * len(prompt) + tuple(hints))]
 
-    def _prompt(
-        self, record: Record, tokenizer: Tokenizer, room: int, *, learning: bool = False
-    ) -> list[int]:
-        """The source, after as many examples as fit `room` tokens with it."""
-        asked = fill(self.template, {"source": text_of(record, "source").strip()})
-        prompt = start(tokenizer, asked)
-        for source, target in self._alike(record, self.examples, learning=learning):
-            asked = f"{fill(self.template, {'source': source.strip()})} {target.strip()}{BETWEEN}{asked}"
-            longer = start(tokenizer, asked)
-            if len(longer) > room:
-                break
-            prompt = longer
-        return prompt
-
-    def _alike(self, record: Record, n: int, *, learning: bool) -> list[tuple[str, str]]:
-        """Pairs of the memory; when `learning`, as if this one and its group were not known."""
-        if n == 0:
-            return []
-        group = str(record.get("group") or "") if learning else ""
-        return self._memory.nearest(str(record["source"]), n, itself=not learning, apart_from=group)
+    def _prompt(self, record: Record, tokenizer: Tokenizer) -> list[int]:
+        return start(tokenizer, fill(self.template, {"source": text_of(record, "source").strip()}))
 
     def answer(self, model: Model, records: Sequence[Record], decoding: Decoding) -> list[Answer]:
         """A translation of each source."""
-        prompts = [self._prompt(record, model.tokenizer, model.window // 2) for record in records]
+        prompts = [self._prompt(record, model.tokenizer) for record in records]
         for prompt in prompts:
             check_room(prompt, model.window, "a source text")
         guides = [self._guide(record, model.tokenizer) for record in records]
@@ -179,14 +137,13 @@ class Translation:
 
     @cached_property
     def _memory(self) -> Memory:
-        return Memory(self.sources, self.targets, self.groups)
+        return Memory(self.sources, self.targets)
 
-    def _places(self, record: Record, tokenizer: Tokenizer, *, learning: bool = False) -> Places | None:
-        """In the text that is followed, if there is one."""
+    def _places(self, record: Record, tokenizer: Tokenizer, *, itself: bool = True) -> Places | None:
+        """In the text that is followed, if there is one; `itself`: a memory may know this source."""
         followed = text_of(record, "source").strip()
         if self.hints is Hints.MEMORY:
-            alike = self._alike(record, 1, learning=learning)
-            followed = alike[0][1].strip() if alike else ""
+            followed = self._memory.nearest(followed, itself=itself).strip()
             if not followed:
                 return None
             chances = _chances(self.targets, tokenizer)
