@@ -69,7 +69,7 @@ CASES = (
         batch_examples=8,
         settings={"hints": "source", "follow": 1.0, "candidates": 8},
     ),
-    _translation("help-en-fr", 4_000, 0.6, batch_examples=8, epochs=2.0),
+    _translation("help-en-fr", 4_000, 0.6, batch_examples=8, epochs=2.0, new_tokens=2_000),
     _translation(
         "help-en-zh", 4_000, 0.0, batch_examples=8, epochs=3.0, new_tokens=2_000, max_new_tokens=120
     ),
