@@ -195,6 +195,15 @@ def test_a_translation_with_hints(folder: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out.strip()
 
 
+def test_a_vocabulary_grows_at_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.data(folder, "translation")
+    words = ["--epochs", "1", "--new-tokens", "6", "--out", str(folder / "wider")]
+    run(["finetune", *of(folder, "translation"), *words])
+    assert "vocabulary: 6 new entries, 263 in all" in capsys.readouterr().out
+    run(["translate", "--model", str(folder / "wider"), "--max-new-tokens", "6", "red cat sun"])
+    assert pipeline("translation", folder / "wider").loaded.config.vocab_size == 263
+
+
 def test_the_most_agreed_of_several_is_the_same_each_time(folder: Path) -> None:
     """What is drawn has seeds of its own; the confidence is how much all agree, below 1 when one differs."""
     model = ["finetune", *of(folder, "translation"), "--epochs", "1", "--setting", "candidates=4"]

@@ -17,11 +17,15 @@ import tiny_finetuning as tiny
 import wafergpt
 from wafergpt.api import finetune_parts, stored_finetune
 from wafergpt.checkpoints.native import load_checkpoint
+from wafergpt.checkpoints.native_model import write_run
 from wafergpt.config import to_dict
+from wafergpt.conversion import formats
+from wafergpt.conversion.convert import Options, convert
+from wafergpt.conversion.formats import Format
 from wafergpt.errors import ConfigError, DataError
 from wafergpt.finetuning.material import gather
 from wafergpt.finetuning.vocabulary import EMBEDDING, taught, widened
-from wafergpt.model.config import LoRAConfig
+from wafergpt.model.config import Activation, LoRAConfig
 from wafergpt.runs.finetune import Plan
 from wafergpt.tasks import registry
 from wafergpt.tasks.translation import Translation
@@ -93,6 +97,21 @@ def test_a_run_teaches_them_and_its_folder_has_them(ram_path: Path) -> None:
     assert not np.array_equal(learned[257:], material.base.arrays[EMBEDDING][257:])
     answers = wafergpt.pipeline("translation", loaded)([{"source": "red cat sun"}], max_new_tokens=8)
     assert any(word in answers[0].text for word in CHINESE.values())
+
+
+@pytest.mark.parametrize("to", [Format.HUGGING_FACE, Format.GGUF, Format.MODEL_ZOO])
+def test_the_model_is_converted_like_any_other(tmp_path: Path, to: Format) -> None:
+    """New entries stand after the end of text; every format keeps ids and rows."""
+    base = tiny.stored(dataclasses.replace(tiny.CONFIG, activation=Activation.GELU_TANH))  # GGUF's
+    assert base.tokenizer is not None
+    wide, tokenizer = widened(base, base.tokenizer, Translation(), pairs(), N_NEW)
+    write_run(wide, tmp_path / "run")
+    target = tmp_path / {Format.GGUF: "m.gguf", Format.MODEL_ZOO: "m.mdl"}.get(to, "folder")
+    assert convert(str(tmp_path / "run"), target, Options(to=to)).same
+    back = formats.read(target).model
+    assert back.tokenizer is not None
+    assert back.tokenizer.encode("小狗 and 太阳") == tokenizer.encode("小狗 and 太阳")
+    np.testing.assert_array_equal(back.arrays[EMBEDDING][: wide.config.vocab_size], wide.arrays[EMBEDDING])
 
 
 def test_a_stopped_run_goes_on_with_the_same_entries(ram_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
