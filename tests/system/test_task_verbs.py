@@ -206,6 +206,7 @@ def test_a_vocabulary_grows_at_the_command_line(folder: Path, capsys: pytest.Cap
 
 def test_the_most_agreed_of_several_is_the_same_each_time(folder: Path) -> None:
     """What is drawn has seeds of its own; the confidence is how much all agree, below 1 when one differs."""
+    tiny.data(folder, "translation")
     model = ["finetune", *of(folder, "translation"), "--epochs", "1", "--setting", "candidates=4"]
     run([*model, "--out", str(folder / "several")])
     pipe = pipeline("translation", folder / "several")

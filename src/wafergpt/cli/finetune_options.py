@@ -45,7 +45,7 @@ MaxTokens = Annotated[
 ]
 NewTokens = Annotated[
     int,
-    typer.Option(help="Entries to add to the vocabulary, learned from the answers; for another language."),
+    typer.Option(help="Entries to add to the vocabulary, learned from what is to be written."),
 ]
 LoRA = Annotated[
     int | None, typer.Option("--lora", metavar="RANK", help="Train low-rank adapters only, and merge them.")

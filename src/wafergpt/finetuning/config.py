@@ -28,7 +28,7 @@ class ExamplesConfig:
     columns: dict[str, str] = field(default_factory=dict)  # field of the task -> column of the data
     validation: Path | None = None  # null: the data's own validation split, or a part split off
     validation_fraction: float = 0.1  # split off where the data have no validation split; 0: none
-    new_tokens: int = 0  # entries that the base's vocabulary gets, learned from the targets
+    new_tokens: int = 0  # entries that the base's vocabulary gets, learned from what is to be written
 
     def __post_init__(self) -> None:
         require_finite("validation_fraction", self.validation_fraction, minimum=0.0, maximum=0.9)

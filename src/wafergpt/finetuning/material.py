@@ -77,7 +77,8 @@ def gather(base: StoredModel, path: Path, examples: ExamplesConfig, window: int,
     train, validation, origin = _read_splits(task, path, examples, seed)
     task = task.learn_from(train)
     if examples.new_tokens:
-        base, tokenizer = vocabulary.widened(base, tokenizer, task, train, examples.new_tokens)
+        base = vocabulary.widened(base, tokenizer, task, train, examples.new_tokens)
+        tokenizer = tokenizer_of(base)
     window = min(window, base.config.max_seq_len)
     learned = collect(task, train, tokenizer, window, what=str(path))
     notices = [learned.report(str(path))]

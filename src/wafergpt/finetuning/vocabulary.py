@@ -24,8 +24,8 @@ _NO_WINDOW = 1 << 40  # tokens: no text is too long to learn entries from
 
 def widened(
     base: StoredModel, tokenizer: Tokenizer, task: Task, records: Sequence[Record], n_new: int
-) -> tuple[StoredModel, Tokenizer]:
-    """`base` and its `tokenizer` with `n_new` entries from what `records` teach to write.
+) -> StoredModel:
+    """`base`, whose tokenizer is `tokenizer`, with `n_new` entries from what `records` teach to write.
 
     A new entry's row is the mean of the rows of the entries that spell it. Raises ConfigError for a task that
     writes nothing, DataError when there are too few pairs.
@@ -52,7 +52,7 @@ def widened(
         return embedding if name == EMBEDDING else lambda: base.arrays[name]
 
     arrays = LazyArrays({name: maker(name) for name in base.arrays})
-    return replace(base, config=config, arrays=arrays, tokenizer=wider), wider
+    return replace(base, config=config, arrays=arrays, tokenizer=wider)
 
 
 def taught(task: Task, records: Sequence[Record], tokenizer: Tokenizer) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """More entries for a vocabulary: byte-pair merges learned on top of those that a tokenizer has.
 
-A vocabulary learned from one language spells another in bytes, three to a Chinese character. Going on merging
-(Sennrich et al. 2016, arXiv 1508.07909) where the tokenizer stopped leaves every entry it has its id.
+A vocabulary learned from one language spells another in bytes, about three to a Chinese character. Going on
+merging (Sennrich et al. 2016, arXiv 1508.07909) where the tokenizer stopped leaves every entry it has its id.
 """
 
 from __future__ import annotations

@@ -148,6 +148,15 @@ def test_a_gain_counts_when_it_exceeds_the_spread() -> None:
     assert together.startswith("together with TF-IDF: beats TF-IDF: m +0.100")
 
 
+def test_adapters_reach_the_embedding_where_entries_are_learned(tmp_path: Path) -> None:
+    plain = next(case for case in CASES if not case.new_tokens)
+    wider = next(case for case in CASES if case.new_tokens)
+    jobs = [teaching.Job(case, "pre-trained, LoRA", 0, tmp_path, "", tmp_path) for case in (plain, wider)]
+    assert ["wte" in job.variant["lora"].targets for job in jobs] == [False, True]
+    assert jobs[1].settings["variant"]["lora"] == str(jobs[1].variant["lora"])
+    assert teaching.Job(wider, "pre-trained", 0, tmp_path, "", tmp_path).variant == {}
+
+
 def test_the_cases_are_data_sets_and_samples_stay_the_same() -> None:
     assert {case.dataset for case in CASES} == set(DATASETS) - {"chitchat"}
     records = [{"n": n} for n in range(100)]

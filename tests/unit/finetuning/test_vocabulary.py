@@ -23,7 +23,7 @@ from wafergpt.conversion import formats
 from wafergpt.conversion.convert import Options, convert
 from wafergpt.conversion.formats import Format
 from wafergpt.errors import ConfigError, DataError
-from wafergpt.finetuning.material import gather
+from wafergpt.finetuning.material import gather, tokenizer_of
 from wafergpt.finetuning.vocabulary import EMBEDDING, taught, widened
 from wafergpt.model.config import Activation, LoRAConfig
 from wafergpt.runs.finetune import Plan
@@ -63,9 +63,10 @@ def plan(folder: Path, **changes: Any) -> Plan:
 def test_a_new_row_is_the_mean_of_those_that_spelled_it() -> None:
     base = tiny.stored()
     assert base.tokenizer is not None
-    wide, tokenizer = widened(base, base.tokenizer, Translation(), pairs(), N_NEW)
+    wide = widened(base, base.tokenizer, Translation(), pairs(), N_NEW)
+    tokenizer = tokenizer_of(wide)
     rows = wide.arrays[EMBEDDING]
-    assert wide.tokenizer is tokenizer and tokenizer.vocab_size == 257 + N_NEW
+    assert tokenizer.vocab_size == 257 + N_NEW
     assert wide.config == dataclasses.replace(base.config, vocab_size=257 + N_NEW)
     assert np.array_equal(rows[:257], base.arrays[EMBEDDING])
     for i in range(257, 257 + N_NEW):
@@ -79,7 +80,8 @@ def test_rows_that_no_entry_has_are_used_first() -> None:
     """Published models pad their vocabulary; padding becomes entries before the table grows."""
     base = tiny.stored(dataclasses.replace(tiny.CONFIG, vocab_size=264))
     assert base.tokenizer is not None
-    wide, tokenizer = widened(base, base.tokenizer, Translation(), pairs(), 3)
+    wide = widened(base, base.tokenizer, Translation(), pairs(), 3)
+    tokenizer = tokenizer_of(wide)
     assert tokenizer.vocab_size == 260 and wide.config.vocab_size == 264
     assert not np.array_equal(wide.arrays[EMBEDDING][257:260], base.arrays[EMBEDDING][257:260])
     assert np.array_equal(wide.arrays[EMBEDDING][260:], base.arrays[EMBEDDING][260:])
@@ -104,7 +106,8 @@ def test_the_model_is_converted_like_any_other(tmp_path: Path, to: Format) -> No
     """New entries stand after the end of text; every format keeps ids and rows."""
     base = tiny.stored(dataclasses.replace(tiny.CONFIG, activation=Activation.GELU_TANH))  # GGUF's
     assert base.tokenizer is not None
-    wide, tokenizer = widened(base, base.tokenizer, Translation(), pairs(), N_NEW)
+    wide = widened(base, base.tokenizer, Translation(), pairs(), N_NEW)
+    tokenizer = tokenizer_of(wide)
     write_run(wide, tmp_path / "run")
     target = tmp_path / {Format.GGUF: "m.gguf", Format.MODEL_ZOO: "m.mdl"}.get(to, "folder")
     assert convert(str(tmp_path / "run"), target, Options(to=to)).same
